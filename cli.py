@@ -1,0 +1,133 @@
+"""The command line: parses, builds a config, calls one function, prints one summary.
+
+Nothing heavy is imported before a command runs.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import SpecxError, __version__
+
+app = typer.Typer(
+    help="Dump a target's features once; train speculative-decoding drafts from them as often as you like.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+store_app = typer.Typer(help="Look into a feature store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
+StorePath = Annotated[str, typer.Argument(help="Feature store.")]
+
+
+@app.command()
+def extract(
+    target: Annotated[str | None, typer.Option(help="Local directory or hub id of the target.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Parquet or JSON-lines file of the target's answers.")] = None,
+    store: Annotated[str | None, typer.Option(help="Feature store to create or extend.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the target: transformers.")] = None,
+    boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
+    codec: Annotated[str | None, typer.Option(help="lossless or none.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows to read of all data together.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type the target runs in: auto, float32, bfloat16.")] = None,
+    config: RunFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the target once and write its hidden states and logits to a feature store."""
+    from .extract.config import ExtractConfig
+    from .run_file import load_config
+
+    options = {
+        "target": target,
+        "data": data or None,
+        "store": store,
+        "engine": engine,
+        "boundaries": _integers("--boundaries", boundaries),
+        "top_k": top_k,
+        "codec": codec,
+        "max_length": max_length,
+        "limit": limit,
+        "dtype": dtype,
+    }
+    settings = load_config(ExtractConfig, config, options)
+    from .extract.pipeline import run
+
+    _show(run(settings), as_json)
+
+
+@store_app.command()
+def info(store: StorePath, as_json: AsJson = False) -> None:
+    """Show what is in a store."""
+    from .storage.store import FeatureStore
+    from .storage.summary import summary
+
+    _show(summary(FeatureStore.open(store)), as_json)
+
+
+@store_app.command()
+def verify(store: StorePath, as_json: AsJson = False) -> None:
+    """Read every byte of a store against what was committed."""
+    from .storage.store import FeatureStore
+    from .storage.verify import require_sound
+    from .storage.verify import verify as verify_store
+
+    opened = FeatureStore.open(store)
+    result = verify_store(opened)
+    _show(result, as_json)
+    require_sound(opened, result)
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: expected integers such as 2,12,21", param_hint=option) from error
+
+
+def _show(summary: Any, as_json: bool) -> None:
+    values = summary if isinstance(summary, Mapping) else dataclasses.asdict(summary)
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values))
+    for key, value in values.items():
+        print(f"{key:<{width}}  {value}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"specx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("specx").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; a SpecxError is one line on stderr and exit code 1, ^C is 130."""
+    try:
+        app()
+    except SpecxError as error:
+        print(f"specx: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("specx: interrupted; what was committed is kept, rerun the same command to go on", file=sys.stderr)
+        sys.exit(130)

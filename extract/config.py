@@ -1,0 +1,46 @@
+"""Settings of ``specx extract``."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from ..run_file import RunConfig
+from ..storage.schema import CodecName
+
+
+class ExtractConfig(RunConfig):
+    """What to run through the target and what to keep of it."""
+
+    target: str
+    """Local directory or hub id of the target."""
+    data: tuple[str, ...] = Field(min_length=1)
+    """Parquet or JSON-lines files of the target's own answers."""
+    store: str
+    """Feature store to create or extend."""
+    engine: Literal["transformers"] = "transformers"
+    """What runs the target."""
+    boundaries: tuple[int, ...] | None = None
+    """Auxiliary hidden states: b is the input of decoder block b. None: low, middle and high, see ``target``."""
+    top_k: int = Field(default=128, ge=1)
+    """Logits kept per token."""
+    codec: CodecName = "lossless"
+    """How arrays are compressed."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest sequence in tokens; None is the target's own ``max_position_embeddings``."""
+    too_long: Literal["reject", "truncate"] = "reject"
+    """What happens to a longer one."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows to read of all data together; None is all."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type the target runs in; auto is its checkpoint's."""
+    device: str = "auto"
+    """torch device; auto is CUDA where there is one."""
+    tokens_per_part: int = Field(default=24_576, ge=1)
+    """A unit of this size is committed at once, and is what a killed run loses at most."""
+
+    @field_validator("boundaries")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or list(value) != sorted(set(value))):
+            raise ValueError(f"must be strictly increasing, got {','.join(map(str, value))}")
+        return value

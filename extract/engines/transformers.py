@@ -1,0 +1,68 @@
+"""The target in transformers: exact and simple, the default on a CPU.
+
+Samples run one at a time and without padding, so that a sequence's features are
+the same to the bit whatever else is in the data.
+
+Shapes: T tokens, L boundaries, H hidden size, V vocabulary, K logits kept per token.
+"""
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from ...storage.schema import Array, SequenceFeatures
+from ..samples import Sample
+from ..target import Target
+from . import NotFiniteError
+
+_LOGIT_ROWS = 1024
+"""Rows of logits held at once: a gpt-oss row is 800 KB in float32."""
+
+
+class TransformersEngine:
+    """Runs a target on one device."""
+
+    def __init__(
+        self, target: Target, *, boundaries: tuple[int, ...], top_k: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._boundaries = boundaries
+        self._top_k = top_k
+        self._device = device
+        model = AutoModelForCausalLM.from_pretrained(target.path, dtype=dtype, local_files_only=True)
+        self._model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def features(self, sample: Sample) -> SequenceFeatures:
+        """Return the features of one sample; raise NotFiniteError if a value is NaN or infinite."""
+        ids = torch.from_numpy(sample.input_ids).to(self._device, torch.int64)[None]  # (1, T)
+        output = self._model.model(input_ids=ids, output_hidden_states=True, use_cache=False)
+        aux = torch.stack([output.hidden_states[b][0] for b in self._boundaries], dim=1)  # (T, L, H)
+        last = output.last_hidden_state[0]  # (T, H)
+        logprob, top_ids, lse, argmax = (torch.cat(parts) for parts in zip(*self._logits(last), strict=True))
+        for name, values in (("hidden states", aux), ("last hidden state", last), ("logits", lse)):
+            if not torch.isfinite(values).all():
+                raise NotFiniteError(f"the target's {name} are not finite in {self._model.dtype}")
+        return SequenceFeatures(
+            input_ids=sample.input_ids,
+            loss_mask=sample.loss_mask,
+            aux_hidden=_bfloat16_bits(aux),
+            last_hidden=_bfloat16_bits(last),
+            topk_ids=top_ids.cpu().numpy().astype(np.uint32),
+            topk_logprob=logprob.cpu().numpy().astype(np.float16),
+            lse=lse.cpu().numpy(),
+            argmax=argmax.cpu().numpy().astype(np.int32),
+        )
+
+    def _logits(self, last: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        chunks = []
+        for rows in last.split(_LOGIT_ROWS):
+            logits = self._model.lm_head(rows).float()  # (rows, V)
+            lse = logits.logsumexp(-1)
+            values, ids = logits.topk(self._top_k)
+            chunks.append((values - lse[:, None], ids, lse, logits.argmax(-1)))
+        return chunks
+
+
+def _bfloat16_bits(values: torch.Tensor) -> Array:
+    bits = values.to(torch.bfloat16).contiguous().view(torch.int16)
+    return bits.cpu().numpy().view(np.uint16)

@@ -1,0 +1,230 @@
+"""The target's files: what it is, its identity, and its head, read without building the model.
+
+Shapes: V vocabulary, H hidden size.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .. import SpecxError
+from ..storage.files import disk_errors, fsync_tree, temporary_name
+from ..storage.schema import TargetIdentity
+from ..storage.store import FeatureStore
+
+ARCHITECTURES = (
+    "GptOssForCausalLM",
+    "LlamaForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+"""Targets whose blocks, final norm and head lie where this package expects them."""
+
+_HEAD_TENSORS = {
+    "embed_tokens": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "lm_head": "lm_head.weight",
+}
+_COPIED_PATTERNS = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json")
+_COPIED_PATTERNS += ("merges.txt", "chat_template*")
+
+# They name files, tools and habits of generation, not the function the weights compute.
+_KEYS_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+
+
+class TargetError(SpecxError):
+    """The target cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A target on disk."""
+
+    path: Path
+    config: dict[str, Any]
+    """Its config.json."""
+    files: dict[str, Path]
+    """Tensor name -> the safetensors file that holds it."""
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens."""
+        return int(self.config["max_position_embeddings"])
+
+    @property
+    def dtype(self) -> str:
+        """Type of the checkpoint, ``float32``, ``bfloat16`` or ``float16``; float32 where the config names none."""
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+
+
+def open_target(name: str) -> Target:
+    """Find the target and check that this package can use it; raise TargetError if not."""
+    path = _locate(name)
+    config_path = path / "config.json"
+    try:
+        config = json.loads(config_path.read_text())
+    except FileNotFoundError as error:
+        raise TargetError(f"{path}: config.json is missing. Give --target the directory of a model.") from error
+    except ValueError as error:
+        raise TargetError(f"{config_path}: not JSON: {error}. Download the model again.") from error
+    architectures = config.get("architectures") or ["none"]
+    if architectures[0] not in ARCHITECTURES:
+        raise TargetError(
+            f"{config_path}: unknown architecture {architectures[0]}, expected one of {', '.join(ARCHITECTURES)}."
+        )
+    for key in ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"):
+        if not isinstance(config.get(key), int):
+            raise TargetError(f"{config_path}: {key} is {config.get(key)!r}, expected an integer.")
+    return Target(path=path, config=config, files=_tensor_files(path))
+
+
+def resolve_boundaries(target: Target, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the boundaries to keep; raise TargetError if one is not the input of a block but the first.
+
+    The default is EAGLE-3's low, middle and high: 2, L/2 and L - 3 of L blocks (arXiv 2503.01840, as
+    its implementation chose them), or 1, L/2 and L - 1 of a target too small for these.
+    """
+    layers = target.num_layers
+    if wanted is None:
+        return (2, layers // 2, layers - 3) if layers >= 8 else tuple(sorted({1, layers // 2, layers - 1}))
+    for boundary in wanted:
+        if not 1 <= boundary < layers:
+            reason = "boundary 0 is the embedding, which the draft has" if boundary == 0 else "it has no such block"
+            raise TargetError(
+                f"{target.path}: boundary {boundary} of {layers} blocks, expected 1 to {layers - 1}: {reason}."
+            )
+    return wanted
+
+
+def identify(target: Target) -> TargetIdentity:
+    """Hash the config and every tensor, reading each once; shards and file names do not matter."""
+    config = {key: value for key, value in target.config.items() if key not in _KEYS_WITHOUT_MEANING}
+    config_hash = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        by_file = pool.map(_tensor_hashes, sorted(set(target.files.values())))
+        lines = sorted(line for lines in by_file for line in lines)
+    weights_hash = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return TargetIdentity(architecture=target.architecture, config_hash=config_hash, weights_hash=weights_hash)
+
+
+def read_head(target: Target) -> dict[str, torch.Tensor]:
+    """Return ``embed_tokens`` (V, H), ``norm`` (H,) and ``lm_head`` (V, H) in the checkpoint's dtype."""
+    head = {}
+    for name, tensor_name in _HEAD_TENSORS.items():
+        if name == "lm_head" and target.config.get("tie_word_embeddings"):
+            head[name] = head["embed_tokens"].clone()
+            continue
+        file = target.files.get(tensor_name)
+        if file is None:
+            raise TargetError(f"{target.path}: no tensor {tensor_name}. Is this a whole {target.architecture}?")
+        with _opened(file) as tensors:
+            head[name] = tensors.get_tensor(tensor_name)
+    return head
+
+
+def copy_into(target: Target, store: FeatureStore) -> None:
+    """Give the store what training needs of the target: config, tokenizer, head. Done once."""
+    destination = store.target_directory
+    if destination.exists():
+        return
+    temporary = temporary_name(destination)
+    with disk_errors(store.root):
+        try:
+            temporary.mkdir(parents=True)
+            for pattern in _COPIED_PATTERNS:
+                for file in sorted(target.path.glob(pattern)):
+                    shutil.copyfile(file, temporary / file.name)
+            save_file(read_head(target), temporary / "head.safetensors")
+            fsync_tree(temporary)
+            temporary.rename(destination)
+        except OSError:
+            # Another run that extends the same store was first.
+            if not destination.exists():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _locate(name: str) -> Path:
+    path = Path(name)
+    if path.is_dir():
+        return path.absolute()
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if path.exists() or not is_hub_id:
+        raise TargetError(f"{name}: no such directory. Give --target a model's directory or hub id.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", *_COPIED_PATTERNS]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TargetError(f"{name}: neither a directory nor a model on the hub: {reason}") from error
+
+
+def _tensor_files(path: Path) -> dict[str, Path]:
+    index_path = path / "model.safetensors.index.json"
+    if index_path.exists():
+        try:
+            names = json.loads(index_path.read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TargetError(f"{index_path}: not a safetensors index ({error}). Download it again.") from error
+        for name in set(names.values()):
+            if Path(name).name != name or not (path / name).is_file():
+                raise TargetError(f"{index_path}: names {name!r}, which is not a file of {path}. Download it again.")
+        return {tensor: path / name for tensor, name in names.items()}
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise TargetError(
+            f"{path}: no *.safetensors. Convert the checkpoint first; pickled weights are never loaded."
+        )
+    names = {}
+    for file in files:
+        with _opened(file) as tensors:
+            names |= dict.fromkeys(tensors.keys(), file)
+    return names
+
+
+def _tensor_hashes(file: Path) -> list[str]:
+    lines = []
+    with _opened(file) as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - no mapping: iterating it is not offered
+            tensor = tensors.get_tensor(name)
+            content = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            digest = hashlib.sha256(content).hexdigest()
+            lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}")
+    return lines
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise TargetError(f"{file}: not a readable safetensors file ({error}). Download it again.") from error

@@ -1,0 +1,103 @@
+"""Durable writes on a local file system.
+
+A name appears with its whole content or not at all, and survives a power cut
+once the call has returned.
+"""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import google_crc32c
+
+from .errors import StoreCorruptError, StoreError, StoreFullError
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Starts the name of every file and directory that is not yet published."""
+
+_READ_BYTES = 1 << 22
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names inside one directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(root: Path) -> None:
+    """Make every file below ``root`` durable, then every directory, ``root`` and its parent last."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            descriptor = os.open(Path(folder) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_directory(Path(folder))
+    fsync_directory(root.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a fresh unpublished name beside ``path``."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
+
+
+def publish(path: Path, content: bytes) -> bool:
+    """Write a file if none of that name exists, atomically; return whether this call wrote it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+    return True
+
+
+def file_crc32c(path: Path) -> int:
+    """Return the crc32c of a whole file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            crc = google_crc32c.extend(crc, block)
+    return int(crc)
+
+
+def inside(root: Path, key: str) -> Path:
+    """Return ``root / key``; raise StoreCorruptError if that would leave ``root``."""
+    path = root / key
+    if not key or Path(key).is_absolute() or ".." in Path(key).parts:
+        raise StoreCorruptError(
+            f"{root}: a record names the path {key!r}, expected one inside the store. "
+            "Do not use this store; the record was not written by specx."
+        )
+    return path
+
+
+@contextmanager
+def disk_errors(root: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write below ``root`` into one clear line."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(f"{root}: {error.strerror}: {error.filename}. Choose a store you can write to.") from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise StoreFullError(
+            f"{root}: {os.strerror(error.errno).lower()} while writing features. What was committed is kept: "
+            "free some space, or move the store, and rerun the same command."
+        ) from error

@@ -1,0 +1,43 @@
+"""What is in a store, for ``specx store info``."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from .rejects import read_rejects
+from .store import FeatureStore
+
+
+def summary(store: FeatureStore) -> dict[str, Any]:
+    """Return counts, lengths in tokens and bytes by array, ready for JSON."""
+    sequences = store.catalogue()
+    bytes_by_array: Counter[str] = Counter()
+    for record in store.records.values():
+        for stored in record.objects:
+            name = stored.key.partition("/")[0]
+            bytes_by_array["metadata" if name == "zarr.json" else name] += stored.size
+    tokens = int(sequences.length.sum())
+    total = sum(bytes_by_array.values())
+    quantiles = np.quantile(sequences.length, (0, 0.5, 0.95, 1)) if len(sequences) else np.zeros(4)
+    return {
+        "store": str(store.root),
+        "format": store.info.format,
+        "target": store.info.target.model_dump(),
+        "compute_dtype": store.info.compute_dtype,
+        "boundaries": list(store.info.boundaries),
+        "hidden_size": store.info.hidden_size,
+        "vocab_size": store.info.vocab_size,
+        "top_k": store.info.top_k,
+        "codec": store.info.codec,
+        "parts": len(store.records),
+        "sequences": len(sequences),
+        "tokens": tokens,
+        "rejected": len(read_rejects(store)),
+        "categories": dict(Counter(map(str, sequences.category)).most_common()),
+        "sources": dict(Counter(map(str, sequences.source)).most_common()),
+        "lengths": dict(zip(("min", "median", "p95", "max"), map(int, quantiles), strict=True)),
+        "bytes": total,
+        "bytes_per_token": round(total / tokens, 1) if tokens else 0.0,
+        "bytes_by_array": dict(bytes_by_array.most_common()),
+    }

@@ -1,0 +1,88 @@
+"""Reading every byte of a store against what was committed."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import zarr
+
+from .errors import StoreCorruptError, StoreError
+from .files import file_crc32c, inside
+from .hashing import sequence_id
+from .reader import PartReader, check_objects
+from .schema import CommitRecord
+from .store import COMMITS_DIRECTORY, PARTS_DIRECTORY, FeatureStore
+
+
+@dataclass(kw_only=True, slots=True)
+class Verification:
+    """What ``store verify`` found."""
+
+    sequences: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+    """A line each; empty for a sound store."""
+    unreferenced: list[str] = field(default_factory=list)
+    """Parts and temporary files that no record names: leftovers of killed runs, harmless."""
+
+
+def verify(store: FeatureStore) -> Verification:
+    """Check every record, file, checksum and sequence of a store."""
+    result = Verification()
+    seen: dict[str, int] = {}
+    named = {record.part for record in store.records.values()}
+    for unit, record in sorted(store.records.items()):
+        try:
+            _verify_unit(store, record)
+        except StoreCorruptError as error:
+            result.problems.append(str(error))
+            continue
+        for identifier in record.sequences.ids:
+            if identifier in seen:
+                result.problems.append(
+                    f"{store.commit_path(unit)}: sequence {identifier} is committed twice, first in unit "
+                    f"{seen[identifier]}."
+                )
+            seen[identifier] = unit
+        result.sequences += len(record.sequences.ids)
+        result.tokens += sum(record.sequences.lengths)
+        result.bytes += sum(stored.size for stored in record.objects)
+    for folder, is_published in ((PARTS_DIRECTORY, named.__contains__), (COMMITS_DIRECTORY, _is_record)):
+        leftovers = (path for path in sorted((store.root / folder).iterdir()) if not is_published(path.name))
+        result.unreferenced += [path.relative_to(store.root).as_posix() for path in leftovers]
+    return result
+
+
+def require_sound(store: FeatureStore, result: Verification) -> None:
+    """Raise StoreError, one line, if anything is wrong."""
+    if result.problems:
+        more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
+        raise StoreError(f"{store.root}: {len(result.problems)} damaged: {result.problems[0]}{more}")
+
+
+def _is_record(name: str) -> bool:
+    return name.startswith("u") and name.endswith(".json")
+
+
+def _verify_unit(store: FeatureStore, record: CommitRecord) -> None:
+    check_objects(store, record)
+    part = store.part_path(record)
+    how_to_mend = f"Delete {store.commit_path(record.unit)} and rerun `specx extract`."
+    for stored in record.objects:
+        path = inside(part, stored.key)
+        found = file_crc32c(path)
+        if found != stored.crc32c:
+            raise StoreCorruptError(
+                f"{path}: checksum {found:08x}, the commit record says {stored.crc32c:08x}. {how_to_mend}"
+            )
+    columns = record.sequences
+    offsets = np.concatenate([[0], np.cumsum(columns.lengths)])
+    table = np.frombuffer(bytes.fromhex("".join(columns.ids)), np.uint8).reshape(len(columns.ids), -1)
+    group = zarr.open_group(part, mode="r")
+    if not np.array_equal(group["seq_offsets"][:], offsets) or not np.array_equal(group["seq_ids"][:], table):
+        raise StoreCorruptError(f"{part}: its sequence table is not the commit record's. {how_to_mend}")
+    input_ids = np.empty(offsets[-1], np.int32)
+    PartReader(part, store.info, int(offsets[-1])).read("input_ids", 0, input_ids)
+    for identifier, start, stop in zip(columns.ids, offsets[:-1], offsets[1:], strict=True):
+        if sequence_id(input_ids[start:stop]).hex() != identifier:
+            raise StoreCorruptError(f"{part}: tokens {start}:{stop} are not sequence {identifier}. {how_to_mend}")

@@ -1,0 +1,171 @@
+"""Adding sequences to a store, exactly once, whatever happens meanwhile.
+
+The commit records are a log: number n + 1 is published only by a writer that has
+read all up to n and holds none of their sequences. Whoever loses the race for a
+number looks again, drops what the winner already has, and takes the next.
+"""
+
+import os
+import shutil
+import socket
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from .. import __version__
+from .files import disk_errors, publish
+from .hashing import sequence_id
+from .part import PartWriter
+from .reader import PartReader
+from .schema import CommitRecord, Reject, SequenceColumns, SequenceFeatures, StoredObject
+from .store import PARTS_DIRECTORY, FeatureStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a sequence came from."""
+
+    source: str
+    row: int
+    category: str = ""
+
+
+class FeatureWriter:
+    """Writes units of whole sequences; use it as a context manager.
+
+    Leaving the block normally commits the unit in progress; leaving it by an exception
+    drops that unit and keeps every one committed before.
+    """
+
+    def __init__(self, store: FeatureStore, *, tokens_per_part: int) -> None:
+        """A unit is committed once it has ``tokens_per_part`` tokens; no sequence is split."""
+        self._store = store
+        self._tokens_per_part = tokens_per_part
+        self._known: set[bytes] = set()
+        for record in store.records.values():
+            self._learn(record)
+        self._part: PartWriter | None = None
+        self._ids: list[bytes] = []
+        self._lengths: list[int] = []
+        self._origins: list[Origin] = []
+        self._rejected: list[Reject] = []
+        self.committed_sequences = 0
+        self.committed_tokens = 0
+        self.committed_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self._discard()
+
+    def __contains__(self, identifier: bytes) -> bool:
+        """Whether a sequence is committed or in the unit in progress."""
+        return identifier in self._known
+
+    def add(self, features: SequenceFeatures, origin: Origin) -> None:
+        """Add a sequence, unless it is already there; commit the unit once it is full."""
+        identifier = sequence_id(features.input_ids)
+        if identifier in self._known:
+            return
+        with disk_errors(self._store.root):
+            if self._part is None:
+                self._part = PartWriter(self._fresh_part(), self._store.info)
+            self._part.append(features)
+        self._known.add(identifier)
+        self._ids.append(identifier)
+        self._lengths.append(len(features.input_ids))
+        self._origins.append(origin)
+        if self._part.tokens >= self._tokens_per_part:
+            self.commit()
+
+    def reject(self, reject: Reject) -> None:
+        """Note a row that gave no sequence in the record of the unit in progress."""
+        self._rejected.append(reject)
+
+    def commit(self) -> None:
+        """Make the unit in progress visible; nothing happens if it is empty."""
+        if self._part is None:
+            return
+        with disk_errors(self._store.root):
+            objects = self._part.close(self._ids)
+            while True:
+                taken = self._taken_by_others()
+                if taken:
+                    self._keep_only([i for i, identifier in enumerate(self._ids) if identifier not in taken])
+                    if not self._ids:
+                        return
+                    objects = self._part.close(self._ids)
+                record = self._record(objects)
+                if publish(self._store.commit_path(record.unit), record.to_bytes()):
+                    break
+        self._store.records[record.unit] = record
+        self.committed_sequences += len(self._ids)
+        self.committed_tokens += self._part.tokens
+        self.committed_bytes += sum(stored.size for stored in objects)
+        self._part = None
+        self._ids, self._lengths, self._origins, self._rejected = [], [], [], []
+
+    def _record(self, objects: tuple[StoredObject, ...]) -> CommitRecord:
+        assert self._part is not None
+        return CommitRecord(
+            unit=self._next_unit(),
+            part=self._part.path.name,
+            sequences=SequenceColumns(
+                ids=tuple(identifier.hex() for identifier in self._ids),
+                lengths=tuple(self._lengths),
+                categories=tuple(origin.category for origin in self._origins),
+                sources=tuple(origin.source for origin in self._origins),
+                rows=tuple(origin.row for origin in self._origins),
+            ),
+            rejected=tuple(self._rejected),
+            objects=objects,
+            writer=f"specx {__version__} {socket.gethostname()}:{os.getpid()}",
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        ).sealed()
+
+    def _taken_by_others(self) -> set[bytes]:
+        committed: set[bytes] = set()
+        for record in self._store.refresh():
+            committed |= self._learn(record)
+        return committed & set(self._ids)
+
+    def _learn(self, record: CommitRecord) -> set[bytes]:
+        identifiers = {bytes.fromhex(identifier) for identifier in record.sequences.ids}
+        self._known |= identifiers
+        return identifiers
+
+    def _keep_only(self, kept: list[int]) -> None:
+        """Replace the part in progress, already closed, by one with only some of its sequences."""
+        assert self._part is not None
+        old, ends = self._part, np.cumsum(self._lengths).tolist()
+        reader = PartReader(old.path, self._store.info, old.tokens)
+        self._part = PartWriter(self._fresh_part(), self._store.info) if kept else None
+        for i in kept:
+            assert self._part is not None
+            self._part.append(reader.features(ends[i] - self._lengths[i], ends[i]))
+        shutil.rmtree(old.path)
+        self._ids = [self._ids[i] for i in kept]
+        self._lengths = [self._lengths[i] for i in kept]
+        self._origins = [self._origins[i] for i in kept]
+
+    def _discard(self) -> None:
+        if self._part is not None:
+            shutil.rmtree(self._part.path, ignore_errors=True)
+            self._part = None
+
+    def _next_unit(self) -> int:
+        return max(self._store.records, default=-1) + 1
+
+    def _fresh_part(self) -> Path:
+        return self._store.root / PARTS_DIRECTORY / f"u{self._next_unit():06d}-{uuid.uuid4().hex}.zarr"
