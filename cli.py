@@ -66,6 +66,45 @@ def extract(
     _show(run(settings), as_json)
 
 
+@app.command()
+def train(
+    store: Annotated[str | None, typer.Option(help="Feature store to train from.")] = None,
+    out: Annotated[str | None, typer.Option(help="Directory of the run; rerunning into it resumes.")] = None,
+    boundaries: Annotated[str | None, typer.Option(help="Boundaries the draft reads, of those stored.")] = None,
+    ttt_steps: Annotated[int | None, typer.Option(help="Unrolled training steps, K.")] = None,
+    draft_vocab_size: Annotated[int | None, typer.Option(help="Tokens the draft can propose.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, 32-true or bf16-mixed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the data's order and the first weights.")] = None,
+    config: RunFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a draft from a feature store; the same command rerun resumes."""
+    from .run_file import load_config
+    from .train.config import TrainConfig
+
+    options = {
+        "store": store,
+        "out": out,
+        "boundaries": _integers("--boundaries", boundaries),
+        "ttt_steps": ttt_steps,
+        "draft_vocab_size": draft_vocab_size,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_tokens": batch_tokens,
+        "lr": lr,
+        "precision": precision,
+        "seed": seed,
+    }
+    settings = load_config(TrainConfig, config, options)
+    from .train.pipeline import run
+
+    _show(run(settings), as_json)
+
+
 @store_app.command()
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Show what is in a store."""

@@ -5,6 +5,7 @@ kept per token.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from .errors import StoreCorruptError
 from .files import inside
 from .schema import Array, CommitRecord, DatasetInfo, SequenceFeatures, array_specs
 from .shards import ShardedRows
-from .store import FeatureStore
+from .store import FeatureStore, catalogue
 
 _OPEN_PARTS = 1024
 
@@ -50,9 +51,11 @@ class PartReader:
 class FeatureReader:
     """The sequences of a store, by their number in its catalogue."""
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, store: FeatureStore, units: Iterable[int] | None = None) -> None:
+        """Read all committed units, or only those named: a run goes on with the data it began with."""
         self.store = store
-        self.catalogue = store.catalogue()
+        wanted = store.records if units is None else {unit: store.record(unit) for unit in units}
+        self.catalogue = catalogue(wanted)
         self._parts: OrderedDict[int, PartReader] = OrderedDict()
 
     def read(self, sequence: int, name: str, out: Array, column: int | None = None) -> None:

@@ -128,6 +128,12 @@ class FeatureStore:
                 fresh.append(record)
         return fresh
 
+    def record(self, unit: int) -> CommitRecord:
+        """Return the record of a unit; raise StoreError if it is not committed (any more)."""
+        if unit not in self.records:
+            raise StoreError(f"{self.commit_path(unit)}: missing. Rerun `specx extract`, or use another --out.")
+        return self.records[unit]
+
     def commit_path(self, unit: int) -> Path:
         """Return where the record of a unit is or will be."""
         return self.root / COMMITS_DIRECTORY / f"u{unit:06d}.json"

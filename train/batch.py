@@ -1,0 +1,91 @@
+"""What one step trains on.
+
+Arrays keep the names they have on disk. Rows hold several sequences, one behind
+the other; what is left of a row is padding.
+
+Shapes: B rows, T tokens of the longest row, L boundaries, H hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+
+from ..storage.reader import FeatureReader
+from .packing import BatchPlan
+
+PADDING = -1
+"""Document number of tokens that belong to none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Packed sequences with their features."""
+
+    input_ids: torch.Tensor
+    """(B, T) int64; 0 in padding"""
+    loss_mask: torch.Tensor
+    """(B, T) bool; False in padding"""
+    documents: torch.Tensor
+    """(B, T) int64; number of the sequence within the row, PADDING in padding"""
+    positions: torch.Tensor
+    """(B, T) int64; within the sequence"""
+    aux_hidden: torch.Tensor
+    """(B, T, L, H) bfloat16, boundaries ascending"""
+    last_hidden: torch.Tensor
+    """(B, T, H) bfloat16, after the target's final norm"""
+    argmax: torch.Tensor
+    """(B, T) int64; the target's own next token"""
+    lse: torch.Tensor
+    """(B, T) float32; log-sum-exp of the target's logits over its full vocabulary"""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy every tensor to a device."""
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        return type(self)(**moved)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return int((self.documents != PADDING).sum())
+
+
+def read_batch(
+    reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int], columns: tuple[int, ...]
+) -> Batch:
+    """Read the sequences of ``plan`` and pack them.
+
+    ``lengths`` says how many tokens of each sequence to read, ``columns`` which of the store's boundaries.
+    Raises StoreCorruptError where a byte differs from what was committed.
+    """
+    H = reader.store.info.hidden_size
+    B, T = len(plan), max(sum(lengths[sequence] for sequence in row) for row in plan)
+    input_ids, argmax = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    loss_mask, lse = np.zeros((B, T), np.uint8), np.zeros((B, T), np.float32)
+    documents, positions = np.full((B, T), PADDING, np.int64), np.zeros((B, T), np.int64)
+    aux_hidden = np.zeros((B, T, len(columns), H), np.uint16)
+    last_hidden = np.zeros((B, T, H), np.uint16)
+    plain = {"input_ids": input_ids, "loss_mask": loss_mask, "lse": lse, "argmax": argmax, "last_hidden": last_hidden}
+    for b, row in enumerate(plan):
+        start = 0
+        for document, sequence in enumerate(row):
+            span = slice(start, start + lengths[sequence])
+            for name, array in plain.items():
+                reader.read(sequence, name, array[b, span])
+            for i, column in enumerate(columns):
+                reader.read(sequence, "aux_hidden", aux_hidden[b, span, i], column)
+            documents[b, span] = document
+            positions[b, span] = np.arange(lengths[sequence])
+            start = span.stop
+    return Batch(
+        input_ids=torch.from_numpy(input_ids).long(),
+        loss_mask=torch.from_numpy(loss_mask).bool(),
+        documents=torch.from_numpy(documents),
+        positions=torch.from_numpy(positions),
+        aux_hidden=torch.from_numpy(aux_hidden).view(torch.bfloat16),
+        last_hidden=torch.from_numpy(last_hidden).view(torch.bfloat16),
+        argmax=torch.from_numpy(argmax).long(),
+        lse=torch.from_numpy(lse),
+    )

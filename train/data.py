@@ -1,0 +1,90 @@
+"""The data of a run: which sequences train, which validate, and in which order.
+
+Shapes: S sequences of the catalogue.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch import LightningDataModule
+
+from ..storage.hashing import unit_interval
+from ..storage.reader import FeatureReader
+from .config import TrainConfig
+from .errors import TrainError
+from .loader import BatchLoader
+from .packing import BatchPlan, BatchShape, batch_shape, plan_epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Sequence numbers, ascending."""
+
+    train: npt.NDArray[np.int64]
+    holdout: npt.NDArray[np.int64]
+
+
+def split_sequences(reader: FeatureReader, holdout_fraction: float) -> Split:
+    """Split by the hash of the token ids: a sequence is on the same side in every run and store."""
+    is_held_out = unit_interval(reader.catalogue.ids) < holdout_fraction
+    return Split(train=np.flatnonzero(~is_held_out), holdout=np.flatnonzero(is_held_out))
+
+
+class FeatureData(LightningDataModule):
+    """Streams a store. One Lightning epoch is the whole run, so a position in it is one number."""
+
+    def __init__(self, config: TrainConfig, reader: FeatureReader, boundaries: tuple[int, ...]) -> None:
+        """Plan the run; raise TrainError if there is nothing to train on."""
+        super().__init__()
+        self.reader = reader
+        self.split = split_sequences(reader, config.holdout_fraction)
+        if not len(self.split.train):
+            raise TrainError(f"{config.store}: no sequences to train on. Run `specx extract` first.")
+        self._columns = tuple(reader.store.info.boundaries.index(boundary) for boundary in boundaries)
+        lengths = reader.catalogue.length
+        if config.max_length is not None:
+            lengths = np.minimum(lengths, config.max_length)
+        self._lengths = dict(enumerate(lengths.tolist()))
+        shape = batch_shape(lengths[np.concatenate((self.split.train, self.split.holdout))], config.batch_tokens)
+        self.plans = _run_plans(config, lengths, self.split.train, shape)
+        self._holdout_plans = _named(plan_epoch(lengths[self.split.holdout], shape, 0, 0), self.split.holdout)
+        self._start = 0
+        self.loader: BatchLoader | None = None
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return the run's batches, from where the checkpoint left off."""
+        self.loader = BatchLoader(
+            self.reader, self.plans, lengths=self._lengths, columns=self._columns, start=self._start
+        )
+        return self.loader
+
+    def val_dataloader(self) -> BatchLoader:
+        """Return the held-out batches, the same every time."""
+        return BatchLoader(self.reader, self._holdout_plans, lengths=self._lengths, columns=self._columns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the next batch."""
+        assert self.trainer is not None
+        return {"next_batch": self.trainer.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._start = state_dict["next_batch"]
+
+
+def _run_plans(
+    config: TrainConfig, lengths: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64], shape: BatchShape
+) -> list[BatchPlan]:
+    plans: list[BatchPlan] = []
+    epoch = 0
+    while len(plans) < config.max_steps if config.max_steps else epoch < config.epochs:
+        plans += _named(plan_epoch(lengths[sequences], shape, config.seed, epoch), sequences)
+        epoch += 1
+    return plans[: config.max_steps]
+
+
+def _named(plans: list[BatchPlan], sequences: npt.NDArray[np.int64]) -> list[BatchPlan]:
+    """Replace positions in ``sequences`` by the sequence numbers there."""
+    return [[[int(sequences[index]) for index in row] for row in plan] for plan in plans]

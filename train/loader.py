@@ -1,0 +1,80 @@
+"""Batches, read by one thread while the step before trains.
+
+Worker processes lose more to copies than they gain, and nothing may fork once a
+store was read; so it is a thread, and the batches are built in place.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..storage.reader import FeatureReader
+from .batch import Batch, read_batch
+from .packing import BatchPlan
+
+_READY_BATCHES = 2
+
+
+class BatchLoader:
+    """Iterates over planned batches, from number ``start`` on.
+
+    ``wait_s`` is how long the consumer has waited for them so far.
+    """
+
+    def __init__(
+        self,
+        reader: FeatureReader,
+        plans: Sequence[BatchPlan],
+        *,
+        lengths: Mapping[int, int],
+        columns: tuple[int, ...],
+        start: int = 0,
+    ) -> None:
+        self._reader = reader
+        self._plans = plans
+        self._lengths = lengths
+        self._columns = columns
+        self._start = start
+        self.wait_s = 0.0
+
+    def __len__(self) -> int:
+        """Count all planned batches, those before ``start`` too, as Lightning does on resume."""
+        return len(self._plans)
+
+    def __iter__(self) -> Iterator[Batch]:
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(_READY_BATCHES)
+        stopped = threading.Event()
+        thread = threading.Thread(target=self._produce, args=(ready, stopped), name="batch reader", daemon=True)
+        thread.start()
+        try:
+            for _ in self._plans[self._start :]:
+                asked = time.monotonic()
+                batch = ready.get()
+                self.wait_s += time.monotonic() - asked
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch
+        finally:
+            stopped.set()
+            while thread.is_alive():
+                # The thread may be waiting for room.
+                _drain(ready)
+                thread.join(timeout=0.01)
+
+    def _produce(self, ready: "queue.Queue[Batch | BaseException]", stopped: threading.Event) -> None:
+        try:
+            for plan in self._plans[self._start :]:
+                if stopped.is_set():
+                    return
+                ready.put(read_batch(self._reader, plan, self._lengths, self._columns))
+        except BaseException as error:  # raised again where the batch is asked for
+            ready.put(error)
+
+
+def _drain(ready: "queue.Queue[Batch | BaseException]") -> None:
+    while True:
+        try:
+            ready.get_nowait()
+        except queue.Empty:
+            return

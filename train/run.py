@@ -1,0 +1,112 @@
+"""The directory of a run: what belongs to it, and whether a rerun is the same run.
+
+    run.json          settings, store and units, to tell a resume from another run
+    draft.json        what the draft is
+    vocabulary.npy    (Vd,) int64, target ids of the draft vocabulary
+    checkpoints/      last.ckpt
+    logs/             TensorBoard and CSV
+    result.json       the summary, once the run is complete
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..storage.files import temporary_name
+from ..storage.schema import Record
+from .config import TrainConfig
+from .errors import TrainError
+from .spec import DraftSpec, load_spec, save_spec
+
+
+class RunRecord(Record):
+    """``run.json``"""
+
+    settings: dict[str, Any]
+    """The config, without where the run lies and how often it logs."""
+    target: dict[str, str]
+    """Identity of the store's target."""
+    units: tuple[int, ...]
+    """Units of the store at the first start; later ones are not this run's."""
+
+
+_FREE_SETTINGS = {"out", "store", "checkpoint_every", "validate_every", "log_every"}
+
+
+class RunDirectory:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint, written atomically."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def is_begun(self) -> bool:
+        return (self.path / "run.json").exists()
+
+    def begin(self, record: RunRecord, spec: DraftSpec, vocabulary: npt.NDArray[np.int64]) -> None:
+        """Write what the run is; ``run.json`` comes last and makes it one."""
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / "draft.json").exists():
+            raise TrainError(f"{self.path}: not empty and not a run. Choose another --out.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_spec(spec, self.path / "draft.json")
+        np.save(self.path / "vocabulary.npy", vocabulary)
+        self._write("run.json", record.model_dump(mode="json"))
+
+    def record(self) -> RunRecord:
+        """Return what the run is."""
+        path = self.path / "run.json"
+        try:
+            return RunRecord.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise TrainError(f"{path}: not readable ({error}). Use another --out.") from error
+
+    def spec(self) -> DraftSpec:
+        """Return what the draft is; raise TrainError if this is no run."""
+        return load_spec(self.path / "draft.json")
+
+    def vocabulary(self) -> npt.NDArray[np.int64]:
+        """Return the draft vocabulary (Vd,)."""
+        ids: npt.NDArray[np.int64] = np.load(self.path / "vocabulary.npy", allow_pickle=False)
+        return ids
+
+    def require_same(self, settings: dict[str, Any], target: dict[str, str]) -> None:
+        """Raise TrainError, naming what differs, if the run here is another one."""
+        record = self.record()
+        if record.target != target:
+            raise TrainError(f"{self.path}: this run was begun on a store of another target. Use another --out.")
+        for key, found in record.settings.items():
+            if found != settings[key]:
+                raise TrainError(
+                    f"{self.path}: this run was begun with {key} = {found}, now it is {settings[key]}. "
+                    "Use another --out, or the settings it was begun with."
+                )
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary of a complete run."""
+        self._write("result.json", summary)
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        temporary = temporary_name(self.path / name)
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.rename(self.path / name)
+
+
+def run_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that decide what a run computes."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE_SETTINGS}

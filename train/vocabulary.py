@@ -1,0 +1,39 @@
+"""Which of the target's tokens the draft can propose.
+
+Shapes: V target vocabulary, Vd draft vocabulary.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ..storage.reader import FeatureReader
+
+
+def token_counts(reader: FeatureReader, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Count the supervised tokens of some sequences of a store; (V,) int64."""
+    counts = np.zeros(reader.store.info.vocab_size, np.int64)
+    for sequence in sequences:
+        length = int(reader.catalogue.length[sequence])
+        input_ids, loss_mask = np.empty(length, np.int32), np.empty(length, np.uint8)
+        reader.read(sequence, "input_ids", input_ids)
+        reader.read(sequence, "loss_mask", loss_mask)
+        counts += np.bincount(input_ids[loss_mask == 1], minlength=len(counts))
+    return counts
+
+
+def draft_vocabulary(counts: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Return the ``size`` most frequent token ids, ascending; (Vd,) int64. Lower ids win ties."""
+    by_frequency = np.argsort(-counts, kind="stable")
+    return np.sort(by_frequency[:size]).astype(np.int64)
+
+
+def offsets(vocabulary: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return ``d2t`` (Vd,) int64: target id = draft id + offset."""
+    return vocabulary - np.arange(len(vocabulary))
+
+
+def membership(vocabulary: npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.bool_]:
+    """Return ``t2d`` (V,) bool: whether the draft knows a token."""
+    known = np.zeros(vocab_size, np.bool_)
+    known[vocabulary] = True
+    return known
