@@ -105,6 +105,21 @@ def train(
     _show(run(settings), as_json)
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Option(help="Directory that `specx train --out` wrote.")],
+    out: Annotated[str, typer.Option(help="Directory to write the draft to; must not exist.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    as_json: AsJson = False,
+) -> None:
+    """Write the draft as vLLM and SGLang load it, and check what was written."""
+    if dtype not in ("bfloat16", "float32"):
+        raise typer.BadParameter(f"{dtype!r}: expected bfloat16 or float32", param_hint="--dtype")
+    from .train.export import export as export_draft
+
+    _show(export_draft(run, out, dtype), as_json)
+
+
 @store_app.command()
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Show what is in a store."""

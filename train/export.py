@@ -1,0 +1,91 @@
+"""``specx export``: the servable draft, written only if it is the one that was trained."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+
+from ..storage.files import disk_errors, fsync_tree, temporary_name
+from .check import TrainedDraft, check_draft
+from .checkpoint import load_checkpoint
+from .contract import CONFIG_FILE, WEIGHTS_FILE, engine_config, vocabulary_shapes, weight_shapes
+from .errors import ExportError
+from .run import RunDirectory
+from .spec import DraftSpec
+
+_DRAFT_PREFIX = "draft."
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSummary:
+    """What was written."""
+
+    tensors: int
+    bytes: int
+    engines: list[str]
+    """Those that can serve it."""
+
+
+def export(run: str | Path, out: str | Path, dtype: Dtype = "bfloat16") -> ExportSummary:
+    """Write the draft of a run's newest checkpoint for the engines, and check what was written.
+
+    Raises TrainError if ``run`` is none, ExportError if ``out`` is taken or the draft fails the check;
+    then nothing is left at ``out``.
+    """
+    trained = read_trained(RunDirectory(run))
+    destination = Path(out).absolute()
+    if destination.exists():
+        raise ExportError(f"{destination}: exists. Choose another --out, or delete it.")
+    temporary = temporary_name(destination)
+    with disk_errors(destination.parent):
+        try:
+            write_draft(temporary, trained, dtype)
+            check_draft(temporary, trained)
+            fsync_tree(temporary)
+            temporary.rename(destination)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    spec = trained.spec
+    return ExportSummary(
+        tensors=len(weight_shapes(spec) | vocabulary_shapes(spec)),
+        bytes=sum(file.stat().st_size for file in destination.iterdir()),
+        engines=["vllm", "sglang"],
+    )
+
+
+def read_trained(directory: RunDirectory) -> TrainedDraft:
+    """Read a run's draft from its newest checkpoint; the target is not needed."""
+    spec = directory.spec()
+    checkpoint = load_checkpoint(directory)
+    state = checkpoint["state_dict"]
+    weights = {
+        name.removeprefix(_DRAFT_PREFIX): tensor for name, tensor in state.items() if name.startswith(_DRAFT_PREFIX)
+    }
+    d2t = state["vocabulary.d2t"]
+    return TrainedDraft(
+        spec=spec,
+        weights=weights,
+        vocabulary=d2t + torch.arange(len(d2t)),
+        inv_freq=checkpoint["rope"]["inv_freq"],
+        attention_scaling=checkpoint["rope"]["attention_scaling"],
+    )
+
+
+def write_draft(directory: Path, trained: TrainedDraft, dtype: Dtype) -> None:
+    """Write config and weights, unchecked."""
+    spec: DraftSpec = trained.spec
+    tensors = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in trained.weights.items()}
+    if vocabulary_shapes(spec):
+        tensors["d2t"] = trained.vocabulary - torch.arange(len(trained.vocabulary))
+        tensors["t2d"] = torch.zeros(spec.vocab_size, dtype=torch.bool)
+        tensors["t2d"][trained.vocabulary] = True
+    directory.mkdir(parents=True)
+    (directory / CONFIG_FILE).write_text(json.dumps(engine_config(spec, dtype), indent=2) + "\n")
+    # transformers, and vLLM through it, ask for the framework.
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
