@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a feature store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+ExportDtype = Literal["bfloat16", "float32"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
 StorePath = Annotated[str, typer.Argument(help="Feature store.")]
@@ -109,15 +110,48 @@ def train(
 def export(
     run: Annotated[str, typer.Option(help="Directory that `specx train --out` wrote.")],
     out: Annotated[str, typer.Option(help="Directory to write the draft to; must not exist.")],
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[ExportDtype, typer.Option(help="Type of the exported weights.")] = "bfloat16",
     as_json: AsJson = False,
 ) -> None:
     """Write the draft as vLLM and SGLang load it, and check what was written."""
-    if dtype not in ("bfloat16", "float32"):
-        raise typer.BadParameter(f"{dtype!r}: expected bfloat16 or float32", param_hint="--dtype")
     from .train.export import export as export_draft
 
     _show(export_draft(run, out, dtype), as_json)
+
+
+@app.command()
+def evaluate(
+    draft: Annotated[str | None, typer.Option(help="Directory that `specx export` wrote.")] = None,
+    target: Annotated[str | None, typer.Option(help="Local directory of the target.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Parquet or JSON-lines file of token ids.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm or transformers.")] = None,
+    num_speculative_tokens: Annotated[int | None, typer.Option(help="Tokens drafted per verification.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens generated per prompt.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts to take of all data together.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    config: RunFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a draft by real speculative decoding, against the target alone."""
+    from .run_file import load_config
+    from .train.evaluate.config import EvaluateConfig
+
+    options = {
+        "draft": draft,
+        "target": target,
+        "data": data or None,
+        "engine": engine,
+        "num_speculative_tokens": num_speculative_tokens,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+        "dtype": dtype,
+    }
+    settings = load_config(EvaluateConfig, config, options)
+    from .train.evaluate.pipeline import run
+
+    _show(run(settings), as_json)
 
 
 @store_app.command()

@@ -34,8 +34,7 @@ class ChatRenderer:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise SpecxError(
-                f"{target_directory}: no usable tokenizer ({reason}). Conversations need one; "
-                "rows of token ids do not."
+                f"{target_directory}: no usable tokenizer ({reason}). Conversations need one; rows of token ids do not."
             ) from error
         if not tokenizer.chat_template:
             raise SpecxError(f"{target_directory}: the tokenizer has no chat template. Give rows of token ids.")

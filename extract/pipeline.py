@@ -51,7 +51,10 @@ def run(config: ExtractConfig) -> ExtractSummary:
     rejects: list[Reject] = []
     counts = Counts()
     try:
-        with FeatureWriter(store, tokens_per_part=config.tokens_per_part) as writer, reporter(config.limit) as shown:
+        with (
+            FeatureWriter(store, tokens_per_part=config.tokens_per_part) as writer,
+            reporter(config.limit) as shown,
+        ):
             _extract(config, target, info, writer, rejects, counts, shown)
     finally:
         write_rejects(store, rejects)

@@ -37,8 +37,15 @@ _HEAD_TENSORS = {
     "norm": "model.norm.weight",
     "lm_head": "lm_head.weight",
 }
-_COPIED_PATTERNS = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json")
-_COPIED_PATTERNS += ("merges.txt", "chat_template*")
+_COPIED_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+)
 
 # They name files, tools and habits of generation, not the function the weights compute.
 _KEYS_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
@@ -137,7 +144,7 @@ def identify(target: Target) -> TargetIdentity:
 
 def read_head(target: Target) -> dict[str, torch.Tensor]:
     """Return ``embed_tokens`` (V, H), ``norm`` (H,) and ``lm_head`` (V, H) in the checkpoint's dtype."""
-    head = {}
+    head: dict[str, torch.Tensor] = {}
     for name, tensor_name in _HEAD_TENSORS.items():
         if name == "lm_head" and target.config.get("tie_word_embeddings"):
             head[name] = head["embed_tokens"].clone()
@@ -200,9 +207,7 @@ def _tensor_files(path: Path) -> dict[str, Path]:
         return {tensor: path / name for tensor, name in names.items()}
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise TargetError(
-            f"{path}: no *.safetensors. Convert the checkpoint first; pickled weights are never loaded."
-        )
+        raise TargetError(f"{path}: no *.safetensors. Convert the checkpoint first; pickled weights are never loaded.")
     names = {}
     for file in files:
         with _opened(file) as tensors:

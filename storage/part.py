@@ -14,7 +14,19 @@ import zarr
 from .codecs import compressors
 from .files import file_crc32c, fsync_tree
 from .hashing import SEQUENCE_ID_BYTES
-from .schema import FORMAT_VERSION, Array, ArraySpec, CodecName, DatasetInfo, SequenceFeatures, StoredObject, array_specs
+from .schema import (
+    FORMAT_VERSION,
+    Array,
+    ArraySpec,
+    CodecName,
+    DatasetInfo,
+    SequenceFeatures,
+    StoredObject,
+    array_specs,
+)
+
+SEQUENCE_TABLE = ("seq_offsets", "seq_ids")
+"""Arrays (S + 1,) int64 and (S, 16) uint8: where each sequence starts and what it is."""
 
 
 class _GrowingArray:
@@ -93,15 +105,14 @@ class PartWriter:
             array.close()
         offsets = np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64)
         table = np.frombuffer(b"".join(identifiers), np.uint8).reshape(len(self._lengths), SEQUENCE_ID_BYTES)
-        for name, rows in (("seq_offsets", offsets), ("seq_ids", table)):
+        tables: tuple[Array, Array] = (offsets, table)
+        for name, rows in zip(SEQUENCE_TABLE, tables, strict=True):
             self._group.create_array(
                 name, data=rows, chunks=rows.shape, compressors=compressors("lossless", rows.dtype.itemsize)
             )
         fsync_tree(self.path)
         return tuple(
-            StoredObject(
-                key=file.relative_to(self.path).as_posix(), size=file.stat().st_size, crc32c=file_crc32c(file)
-            )
+            StoredObject(key=file.relative_to(self.path).as_posix(), size=file.stat().st_size, crc32c=file_crc32c(file))
             for file in sorted(self.path.rglob("*"))
             if file.is_file()
         )

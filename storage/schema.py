@@ -177,8 +177,7 @@ def parse_record(kind: type[RecordT], content: bytes, path: Path) -> RecordT:
         ) from error
     if version > FORMAT_VERSION:
         raise StoreError(
-            f"{path}: format {version} is newer than {FORMAT_VERSION}, the newest this specx reads. "
-            "Upgrade specx."
+            f"{path}: format {version} is newer than {FORMAT_VERSION}, the newest this specx reads. Upgrade specx."
         )
     try:
         return kind.model_validate(tree)
@@ -223,17 +222,22 @@ def array_specs(info: DatasetInfo) -> dict[str, ArraySpec]:
             shard_tokens=4096,
             bfloat16=True,
         ),
+        ArraySpec(name="topk_ids", dtype=np.dtype(np.uint32), inner_shape=(K,), chunk=(1024, K), shard_tokens=16384),
         ArraySpec(
-            name="topk_ids", dtype=np.dtype(np.uint32), inner_shape=(K,), chunk=(1024, K), shard_tokens=16384
-        ),
-        ArraySpec(
-            name="topk_logprob", dtype=np.dtype(np.float16), inner_shape=(K,), chunk=(1024, K), shard_tokens=16384
+            name="topk_logprob",
+            dtype=np.dtype(np.float16),
+            inner_shape=(K,),
+            chunk=(1024, K),
+            shard_tokens=16384,
         ),
     ]
-    for name, dtype in (("lse", np.float32), ("argmax", np.int32), ("input_ids", np.int32), ("loss_mask", np.uint8)):
-        specs.append(
-            ArraySpec(name=name, dtype=np.dtype(dtype), inner_shape=(), chunk=(1024,), shard_tokens=65536)
-        )
+    for name, dtype in (
+        ("lse", np.float32),
+        ("argmax", np.int32),
+        ("input_ids", np.int32),
+        ("loss_mask", np.uint8),
+    ):
+        specs.append(ArraySpec(name=name, dtype=np.dtype(dtype), inner_shape=(), chunk=(1024,), shard_tokens=65536))
     return {spec.name: spec for spec in specs}
 
 

@@ -42,7 +42,10 @@ class ShardedRows:
         self._chunk = array.chunks
         self._chunk_tokens = array.chunks[0]
         self._shard_tokens = array.shards[0]
-        self._index_shape = (*(shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)), 2)
+        self._index_shape = (
+            *(shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)),
+            2,
+        )
         kinds = tuple(type(codec) for codec in array.compressors)
         if kinds not in ((Crc32cCodec,), (BloscCodec, Crc32cCodec)):
             raise StoreCorruptError(f"{path}: unknown codecs {[kind.__name__ for kind in kinds]}. Upgrade specx.")

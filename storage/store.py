@@ -86,8 +86,7 @@ class FeatureStore:
             content = (root / DATASET_FILE).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(
-                f"{root}: no feature store here ({DATASET_FILE} is missing). "
-                "Make one with `specx extract --store`."
+                f"{root}: no feature store here ({DATASET_FILE} is missing). Make one with `specx extract --store`."
             ) from error
         return cls(root, parse_record(DatasetInfo, content, root / DATASET_FILE))
 

@@ -8,6 +8,7 @@ import zarr
 from .errors import StoreCorruptError, StoreError
 from .files import file_crc32c, inside
 from .hashing import sequence_id
+from .part import SEQUENCE_TABLE
 from .reader import PartReader, check_objects
 from .schema import CommitRecord
 from .store import COMMITS_DIRECTORY, PARTS_DIRECTORY, FeatureStore
@@ -78,8 +79,8 @@ def _verify_unit(store: FeatureStore, record: CommitRecord) -> None:
     columns = record.sequences
     offsets = np.concatenate([[0], np.cumsum(columns.lengths)])
     table = np.frombuffer(bytes.fromhex("".join(columns.ids)), np.uint8).reshape(len(columns.ids), -1)
-    group = zarr.open_group(part, mode="r")
-    if not np.array_equal(group["seq_offsets"][:], offsets) or not np.array_equal(group["seq_ids"][:], table):
+    stored_offsets, stored_table = (np.asarray(zarr.open_array(part / name, mode="r")) for name in SEQUENCE_TABLE)
+    if not np.array_equal(stored_offsets, offsets) or not np.array_equal(stored_table, table):
         raise StoreCorruptError(f"{part}: its sequence table is not the commit record's. {how_to_mend}")
     input_ids = np.empty(offsets[-1], np.int32)
     PartReader(part, store.info, int(offsets[-1])).read("input_ids", 0, input_ids)

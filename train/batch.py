@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..storage.reader import FeatureReader
+from ..storage.schema import Array
 from .packing import BatchPlan
 
 PADDING = -1
@@ -52,9 +53,7 @@ class Batch:
         return int((self.documents != PADDING).sum())
 
 
-def read_batch(
-    reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int], columns: tuple[int, ...]
-) -> Batch:
+def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int], columns: tuple[int, ...]) -> Batch:
     """Read the sequences of ``plan`` and pack them.
 
     ``lengths`` says how many tokens of each sequence to read, ``columns`` which of the store's boundaries.
@@ -67,7 +66,13 @@ def read_batch(
     documents, positions = np.full((B, T), PADDING, np.int64), np.zeros((B, T), np.int64)
     aux_hidden = np.zeros((B, T, len(columns), H), np.uint16)
     last_hidden = np.zeros((B, T, H), np.uint16)
-    plain = {"input_ids": input_ids, "loss_mask": loss_mask, "lse": lse, "argmax": argmax, "last_hidden": last_hidden}
+    plain: dict[str, Array] = {
+        "input_ids": input_ids,
+        "loss_mask": loss_mask,
+        "lse": lse,
+        "argmax": argmax,
+        "last_hidden": last_hidden,
+    }
     for b, row in enumerate(plan):
         start = 0
         for document, sequence in enumerate(row):

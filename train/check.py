@@ -81,9 +81,7 @@ def _check_layer_ids(path: Path, config: dict[str, Any], spec: DraftSpec) -> Non
     if [layer + 1 for layer in outputs] != inputs:
         raise ExportError(f"{path}: layer ids {inputs} (block inputs) and {outputs} (block outputs) disagree")
     if list(inputs) != sorted(set(inputs)) or not all(1 <= layer < spec.num_target_layers for layer in inputs):
-        raise ExportError(
-            f"{path}: layer ids {inputs}, expected ascending ids from 1 to {spec.num_target_layers - 1}"
-        )
+        raise ExportError(f"{path}: layer ids {inputs}, expected ascending ids from 1 to {spec.num_target_layers - 1}")
 
 
 def _check_rope(path: Path, config: dict[str, Any], trained: TrainedDraft) -> None:

@@ -20,7 +20,11 @@ class DraftAttention(nn.Module):
 
     def __init__(self, spec: DraftSpec) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim)
+        self.heads, self.kv_heads, self.head_dim = (
+            spec.num_attention_heads,
+            spec.num_key_value_heads,
+            spec.head_dim,
+        )
         width = 2 * spec.hidden_size
         self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
@@ -110,7 +114,12 @@ class Draft(nn.Module):
         return normed if self.spec.norm_output else streamed
 
     def unroll(
-        self, embedded: torch.Tensor, aux_hidden: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor, steps: int
+        self,
+        embedded: torch.Tensor,
+        aux_hidden: torch.Tensor,
+        positions: torch.Tensor,
+        documents: torch.Tensor,
+        steps: int,
     ) -> list[torch.Tensor]:
         """Run the test-time training recurrence (EAGLE-3, arXiv 2503.01840, section 3.2).
 

@@ -25,7 +25,12 @@ class DraftModule(LightningModule):
     embed_tokens: torch.Tensor
 
     def __init__(
-        self, config: TrainConfig, spec: DraftSpec, vocabulary: Vocabulary, embed_tokens: torch.Tensor, steps: int
+        self,
+        config: TrainConfig,
+        spec: DraftSpec,
+        vocabulary: Vocabulary,
+        embed_tokens: torch.Tensor,
+        steps: int,
     ) -> None:
         """``embed_tokens`` (V, H) are the target's; ``steps`` is the length of the run."""
         super().__init__()
@@ -114,7 +119,10 @@ class DraftModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the angles as trained, which the export compares, and the run's totals."""
         rotary = self.draft.rotary
-        checkpoint["rope"] = {"inv_freq": rotary.inv_freq.cpu(), "attention_scaling": float(rotary.attention_scaling)}
+        checkpoint["rope"] = {
+            "inv_freq": rotary.inv_freq.cpu(),
+            "attention_scaling": float(rotary.attention_scaling),
+        }
         checkpoint["totals"] = {"tokens": self.tokens_trained, "seconds": self.seconds_trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def supervised_anchors(batch: Batch, steps: int) -> list[torch.Tensor]:
 
     They are also all of the anchor's document: what the engine asks the draft at inference, no more.
     """
-    B, T = batch.input_ids.shape
+    T = batch.input_ids.shape[1]
     anchors = batch.documents != PADDING
     found = []
     for ahead in range(1, steps + 2):
@@ -108,7 +108,10 @@ def evaluate_steps(
             greedy, text = proposed == best, proposed == batch.input_ids[row, seen + 1]
             p_full = (target_logits - batch.lse[row, seen, None]).exp()
             overlap = torch.minimum(p_full, logits.softmax(-1)).sum()
-            greedy_so_far, text_so_far = _prefix(greedy_so_far, row, t, greedy), _prefix(text_so_far, row, t, text)
+            greedy_so_far, text_so_far = (
+                _prefix(greedy_so_far, row, t, greedy),
+                _prefix(text_so_far, row, t, text),
+            )
         has_label = vocabulary.t2d[best]
         cross_entropy = logits.logsumexp(-1) - (p * logits).sum(-1)  # (R,)
         counts.append(

@@ -102,9 +102,7 @@ def _fit(config: TrainConfig, directory: RunDirectory, store: FeatureStore, data
         enable_progress_bar=has_terminal,
     )
     with interrupt.listening():
-        trainer.fit(
-            module, datamodule=data, ckpt_path=directory.checkpoint if is_resumed else None, weights_only=True
-        )
+        trainer.fit(module, datamodule=data, ckpt_path=directory.checkpoint if is_resumed else None, weights_only=True)
     trainer.save_checkpoint(directory.checkpoint)
     if interrupt.is_interrupted and trainer.global_step < len(data.plans):
         raise KeyboardInterrupt

@@ -1,11 +1,11 @@
 """The directory of a run: what belongs to it, and whether a rerun is the same run.
 
-    run.json          settings, store and units, to tell a resume from another run
-    draft.json        what the draft is
-    vocabulary.npy    (Vd,) int64, target ids of the draft vocabulary
-    checkpoints/      last.ckpt
-    logs/             TensorBoard and CSV
-    result.json       the summary, once the run is complete
+run.json          settings, store and units, to tell a resume from another run
+draft.json        what the draft is
+vocabulary.npy    (Vd,) int64, target ids of the draft vocabulary
+checkpoints/      last.ckpt
+logs/             TensorBoard and CSV
+result.json       the summary, once the run is complete
 """
 
 import json

