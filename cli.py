@@ -207,6 +207,8 @@ def _options(
 ) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("specx").setLevel(logging.INFO)
+    # Lightning installs a handler of its own, and advertises.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def main() -> None:

@@ -57,4 +57,4 @@ class ProgressLines(Callback):
         now = time.monotonic()
         if now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            _log.info("step %d of %d: loss %.4f", trainer.global_step, trainer.max_steps, float(outputs["loss"]))
+            _log.info("step %d of %d: loss %.4f", trainer.global_step, trainer.max_steps, outputs["loss"].item())

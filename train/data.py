@@ -4,7 +4,6 @@ Shapes: S sequences of the catalogue.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,28 +49,16 @@ class FeatureData(LightningDataModule):
         shape = batch_shape(lengths[np.concatenate((self.split.train, self.split.holdout))], config.batch_tokens)
         self.plans = _run_plans(config, lengths, self.split.train, shape)
         self._holdout_plans = _named(plan_epoch(lengths[self.split.holdout], shape, 0, 0), self.split.holdout)
-        self._start = 0
         self.loader: BatchLoader | None = None
 
     def train_dataloader(self) -> BatchLoader:
-        """Return the run's batches, from where the checkpoint left off."""
-        self.loader = BatchLoader(
-            self.reader, self.plans, lengths=self._lengths, columns=self._columns, start=self._start
-        )
+        """Return the run's batches."""
+        self.loader = BatchLoader(self.reader, self.plans, lengths=self._lengths, columns=self._columns)
         return self.loader
 
     def val_dataloader(self) -> BatchLoader:
         """Return the held-out batches, the same every time."""
         return BatchLoader(self.reader, self._holdout_plans, lengths=self._lengths, columns=self._columns)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of the next batch."""
-        assert self.trainer is not None
-        return {"next_batch": self.trainer.global_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._start = state_dict["next_batch"]
 
 
 def _run_plans(

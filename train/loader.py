@@ -17,7 +17,7 @@ _READY_BATCHES = 2
 
 
 class BatchLoader:
-    """Iterates over planned batches, from number ``start`` on.
+    """Iterates over planned batches, from where a checkpoint left off.
 
     ``wait_s`` is how long the consumer has waited for them so far.
     """
@@ -29,31 +29,36 @@ class BatchLoader:
         *,
         lengths: Mapping[int, int],
         columns: tuple[int, ...],
-        start: int = 0,
     ) -> None:
         self._reader = reader
         self._plans = plans
         self._lengths = lengths
         self._columns = columns
-        self._start = start
+        self._start = 0
+        self._next = 0
         self.wait_s = 0.0
 
     def __len__(self) -> int:
-        """Count all planned batches, those before ``start`` too, as Lightning does on resume."""
+        """Count all planned batches, those already trained on too, as Lightning does on resume."""
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
+        # A checkpoint's place holds for one pass; the next begins anew.
+        self._next, self._start = self._start, 0
         ready: queue.Queue[Batch | BaseException] = queue.Queue(_READY_BATCHES)
         stopped = threading.Event()
-        thread = threading.Thread(target=self._produce, args=(ready, stopped), name="batch reader", daemon=True)
+        thread = threading.Thread(
+            target=self._produce, args=(self._plans[self._next :], ready, stopped), name="batch reader", daemon=True
+        )
         thread.start()
         try:
-            for _ in self._plans[self._start :]:
+            while self._next < len(self._plans):
                 asked = time.monotonic()
                 batch = ready.get()
                 self.wait_s += time.monotonic() - asked
                 if isinstance(batch, BaseException):
                     raise batch
+                self._next += 1
                 yield batch
         finally:
             stopped.set()
@@ -62,9 +67,19 @@ class BatchLoader:
                 _drain(ready)
                 thread.join(timeout=0.01)
 
-    def _produce(self, ready: "queue.Queue[Batch | BaseException]", stopped: threading.Event) -> None:
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of the next batch; Lightning puts it into the checkpoint."""
+        return {"next_batch": self._next}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on from a checkpoint."""
+        self._start = state_dict["next_batch"]
+
+    def _produce(
+        self, plans: Sequence[BatchPlan], ready: "queue.Queue[Batch | BaseException]", stopped: threading.Event
+    ) -> None:
         try:
-            for plan in self._plans[self._start :]:
+            for plan in plans:
                 if stopped.is_set():
                     return
                 ready.put(read_batch(self._reader, plan, self._lengths, self._columns))

@@ -68,7 +68,7 @@ class DraftModule(LightningModule):
         loss = total_loss(counts, self._config.step_decay)
         self.tokens_trained += batch.num_tokens
         if (self.global_step + 1) % self._config.log_every == 0:
-            self._log("train", metrics(counts) | {"loss": float(loss)}, batch)
+            self._log("train", metrics(counts) | {"loss": loss.item()}, batch)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -94,7 +94,7 @@ class DraftModule(LightningModule):
     def on_validation_end(self) -> None:
         """Log what the held-out sequences gave; the clock does not count the time."""
         assert self._validation is not None
-        loss = float(total_loss(self._validation, self._config.step_decay))
+        loss = total_loss(self._validation, self._config.step_decay).item()
         values = metrics(self._validation) | {"loss": loss}
         self.last_metrics = values
         named = {f"val/{name}": value for name, value in values.items()}

@@ -155,7 +155,7 @@ def metrics(counts: list[StepCounts]) -> dict[str, float]:
         values[f"accuracy_{k}"] = float(step.greedy_hits) / anchors
         values[f"text_accuracy_{k}"] = float(step.text_hits) / anchors
         values[f"overlap_{k}"] = float(step.overlap) / anchors
-        values[f"loss_{k}"] = float(step.loss) / max(float(step.labels), 1.0)
+        values[f"loss_{k}"] = step.loss.item() / max(float(step.labels), 1.0)
         greedy_length += float(step.greedy_prefixes) / anchors
         text_length += float(step.text_prefixes) / anchors
     values["accuracy"] = values["accuracy_0"]

@@ -4,6 +4,7 @@ The plan of an epoch is a pure function of the lengths, the seed and the epoch, 
 a resumed run finds its place in it without reading data.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,9 @@ class BatchShape:
     row_tokens: int
 
 
+_MISSES = 16
+"""Sequences that may fail to fit before a batch is closed."""
+
 BatchPlan = list[list[int]]
 """A batch: for each row, positions in the list of lengths."""
 
@@ -29,23 +33,26 @@ def batch_shape(lengths: npt.NDArray[np.int64], batch_tokens: int) -> BatchShape
 
 
 def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, seed: int, epoch: int) -> list[BatchPlan]:
-    """Order the sequences at random and put each into the first row of the open batch with room for it."""
+    """Order the sequences at random and fill batch after batch, each sequence in the first row with room.
+
+    What does not fit the open batch waits for the next one, which it opens; a batch is closed once
+    a few in a row did not fit.
+    """
     order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+    upcoming = deque(order.tolist())
     batches: list[BatchPlan] = []
-    rows: BatchPlan = []
-    free: list[int] = []
-    for index in order.tolist():
-        length = int(lengths[index])
-        row = next((i for i, room in enumerate(free) if room >= length), None)
-        if row is None and len(rows) == shape.rows:
-            batches.append(rows)
-            rows, free = [], []
-        if row is None:
-            rows.append([])
-            free.append(shape.row_tokens)
-            row = len(rows) - 1
-        rows[row].append(index)
-        free[row] -= length
-    if rows:
-        batches.append(rows)
+    while upcoming:
+        rows: BatchPlan = [[] for _ in range(shape.rows)]
+        free = [shape.row_tokens] * shape.rows
+        waiting: list[int] = []
+        while upcoming and len(waiting) < _MISSES:
+            index = upcoming.popleft()
+            row = next((i for i, room in enumerate(free) if room >= lengths[index]), None)
+            if row is None:
+                waiting.append(index)
+            else:
+                rows[row].append(index)
+                free[row] -= int(lengths[index])
+        upcoming.extendleft(reversed(waiting))
+        batches.append([row for row in rows if row])
     return batches

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -101,14 +104,24 @@ def _fit(config: TrainConfig, directory: RunDirectory, store: FeatureStore, data
         enable_model_summary=False,
         enable_progress_bar=has_terminal,
     )
-    with interrupt.listening():
+    with interrupt.listening(), _expected_warnings_silenced():
         trainer.fit(module, datamodule=data, ckpt_path=directory.checkpoint if is_resumed else None, weights_only=True)
     trainer.save_checkpoint(directory.checkpoint)
     if interrupt.is_interrupted and trainer.global_step < len(data.plans):
         raise KeyboardInterrupt
     if len(data.split.holdout):
-        trainer.validate(module, datamodule=data, verbose=False)
+        with _expected_warnings_silenced():
+            trainer.validate(module, datamodule=data, verbose=False, weights_only=True)
     return _summary(trainer, module, data)
+
+
+@contextmanager
+def _expected_warnings_silenced() -> Iterator[None]:
+    """Hold back what Lightning says of a directory that is resumed, and of itself."""
+    with warnings.catch_warnings():
+        for message in ("Checkpoint directory .* exists", "Experiment logs directory .* exists", ".*LeafSpec.*"):
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 def _module(
@@ -134,7 +147,7 @@ def _loggers(directory: RunDirectory, first_step: int) -> list[Logger]:
     # ``purge_step``, and each start has a CSV of its own.
     return [
         TensorBoardLogger(directory.logs, name="tensorboard", version="", purge_step=first_step or None),
-        CSVLogger(directory.logs, name="csv", version=f"from_step_{first_step:07d}"),
+        CSVLogger(directory.logs, name="csv", version=f"from_step_{first_step:07d}", flush_logs_every_n_steps=1),
     ]
 
 

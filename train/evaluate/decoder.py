@@ -5,6 +5,7 @@ Vd draft vocabulary. One sequence at a time.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,50 +59,57 @@ class DraftDecoder:
         self._draft = exported.draft
         self._vocabulary = exported.vocabulary
         self._embed_tokens = embed_tokens
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
-        self._length = 0
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._state: _State | None = None
 
     @torch.inference_mode()
     def extend(self, next_ids: list[int], aux_hidden: torch.Tensor) -> None:
         """Take in T verified tokens: each one's auxiliary hidden states (T, L, H) and the id behind it."""
-        hidden = self._draft.fuse(aux_hidden[None])
-        streamed, normed, keys, values = self._step(next_ids, hidden, self._length, self._keys, self._values)
-        self._keys, self._values = [keys], [values]
-        self._length += len(next_ids)
-        self._last = self._draft.feedback(streamed, normed)[:, -1:], normed[:, -1:]
+        self._state = self._step(next_ids, self._draft.fuse(aux_hidden[None]), self._state)
 
     @torch.inference_mode()
     def propose(self, count: int) -> list[int]:
         """Return the ids of ``count`` drafted tokens, greedily; the cache is left as it was."""
-        assert self._last is not None
-        hidden, normed = self._last
-        keys, values = self._keys, self._values
         proposed: list[int] = []
-        for ahead in range(count):
-            proposed.append(int(self._vocabulary[self._draft.lm_head(normed[0, -1]).argmax()]))
-            if ahead + 1 < count:
-                streamed, normed, k, v = self._step(proposed[-1:], hidden, self._length + ahead, keys, values)
-                keys, values = [k], [v]
-                hidden = self._draft.feedback(streamed, normed)
+        for normed in self.ahead(proposed, count):
+            proposed.append(int(self._vocabulary[self._draft.lm_head(normed).argmax()]))
         return proposed
 
-    def _step(
-        self,
-        ids: list[int],
-        hidden: torch.Tensor,
-        start: int,
-        keys: list[torch.Tensor],
-        values: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run the layer over T tokens from position ``start`` on, behind the cached keys and values."""
+    def ahead(self, ids: list[int], count: int) -> Iterator[torch.Tensor]:
+        """Yield the normed hidden states (H,) of ``count`` drafting steps.
+
+        The first needs no id; each further one feeds the next of ``ids``, which may grow meanwhile.
+        """
+        state = self._state
+        assert state is not None
+        yield state.normed[0, -1]
+        for i in range(count - 1):
+            state = self._step([ids[i]], state.feedback[:, -1:], state)
+            yield state.normed[0, -1]
+
+    def _step(self, ids: list[int], hidden: torch.Tensor, cached: "_State | None") -> "_State":
+        """Run the layer over T tokens, behind the cached ones."""
         layer, T = self._draft.midlayer, len(ids)
+        start = cached.keys.shape[2] if cached else 0
         embedded = F.embedding(torch.tensor([ids]), self._embed_tokens).to(hidden.dtype)
         cos, sin = self._draft.rotary(hidden, torch.arange(start, start + T)[None])
-        q, k, v = layer.self_attn.project(layer.attention_inputs(embedded, hidden), cos, sin)
-        k, v = torch.cat((*keys, k), dim=2), torch.cat((*values, v), dim=2)
-        is_visible = torch.ones(T, k.shape[2], dtype=torch.bool).tril(k.shape[2] - T)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible)
+        q, keys, values = layer.self_attn.project(layer.attention_inputs(embedded, hidden), cos, sin)
+        if cached:
+            keys, values = torch.cat((cached.keys, keys), dim=2), torch.cat((cached.values, values), dim=2)
+        is_visible = torch.ones(T, start + T, dtype=torch.bool).tril(start)
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=is_visible)
         streamed = layer.after_attention(hidden, attended)
-        return streamed, self._draft.norm(streamed), k, v
+        normed = self._draft.norm(streamed)
+        return _State(keys=keys, values=values, normed=normed, feedback=self._draft.feedback(streamed, normed))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """The draft behind its last step."""
+
+    keys: torch.Tensor
+    """(1, n, all tokens so far, D)"""
+    values: torch.Tensor
+    normed: torch.Tensor
+    """(1, T, H), what the head reads"""
+    feedback: torch.Tensor
+    """(1, T, H), what the next step reads"""

@@ -1,0 +1,145 @@
+"""Reading rows of shards: the right ones, or none."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from specx.storage.errors import StoreCorruptError
+from specx.storage.part import PartWriter
+from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
+from specx.storage.shards import ShardedRows
+from zarr.codecs import Crc32cCodec, GzipCodec
+
+MakeFeatures = Callable[[int, int], SequenceFeatures]
+
+TOKENS = 9000  # more than two shards of 4096
+
+
+@pytest.fixture(scope="module")
+def features(make_features: MakeFeatures) -> SequenceFeatures:
+    return make_features(TOKENS, 1)
+
+
+@pytest.fixture(scope="module", params=["lossless", "none"])
+def part(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    info: DatasetInfo,
+    features: SequenceFeatures,
+) -> Path:
+    path = tmp_path_factory.mktemp("shards") / "part"
+    writer = PartWriter(path, info.model_copy(update={"codec": request.param}))
+    writer.append(features)
+    writer.close([bytes(16)])
+    return path
+
+
+@pytest.fixture
+def lse_shard(tmp_path: Path, info: DatasetInfo, make_features: MakeFeatures) -> Path:
+    """The only shard of one small array, to be damaged."""
+    writer = PartWriter(tmp_path / "part", info)
+    writer.append(make_features(1500, 2))
+    writer.close([bytes(16)])
+    return tmp_path / "part" / "lse" / "c" / "0"
+
+
+def read_lse(shard: Path, info: DatasetInfo) -> np.ndarray:
+    out = np.empty(1500, np.float32)
+    ShardedRows(shard.parents[1], array_specs(info)["lse"], 1500).read(0, out)
+    return out
+
+
+def spans() -> list[tuple[int, int]]:
+    """Spans at, before and behind the edges of chunks (256, 1024) and shards (4096), and some at random."""
+    edges = [(0, 1), (255, 257), (256, 512), (1000, 1030), (4095, 4097), (4096, 8192), (8999, 9000), (0, TOKENS)]
+    starts = np.random.default_rng(0).integers(0, TOKENS - 1, 12).tolist()
+    return edges + [(start, min(TOKENS, start + 1 + 97 * i)) for i, start in enumerate(starts)] + [(5, 5)]
+
+
+@pytest.mark.parametrize("name", [name for name in SequenceFeatures.__slots__ if name != "aux_hidden"])
+def test_any_span_is_read_bit_for_bit(part: Path, info: DatasetInfo, features: SequenceFeatures, name: str) -> None:
+    expected = features.arrays()[name]
+    rows = ShardedRows(part / name, array_specs(info)[name], TOKENS)
+    for start, stop in spans():
+        out = np.empty_like(expected[start:stop])
+        rows.read(start, out)
+        assert out.tobytes() == expected[start:stop].tobytes(), (start, stop)
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_any_span_of_one_boundary_is_read_bit_for_bit(
+    part: Path, info: DatasetInfo, features: SequenceFeatures, column: int
+) -> None:
+    rows = ShardedRows(part / "aux_hidden", array_specs(info)["aux_hidden"], TOKENS)
+    for start, stop in spans():
+        out = np.empty((stop - start, info.hidden_size), np.uint16)
+        rows.read(start, out, column)
+        assert np.array_equal(out, features.aux_hidden[start:stop, column]), (start, stop)
+
+
+def test_a_view_of_a_larger_buffer_is_filled_and_nothing_else(
+    part: Path, info: DatasetInfo, features: SequenceFeatures
+) -> None:
+    buffer = np.full((400, 2 * info.hidden_size), 7, np.uint16)
+    rows = ShardedRows(part / "aux_hidden", array_specs(info)["aux_hidden"], TOKENS)
+    rows.read(4000, buffer[50:350, info.hidden_size :], 1)
+    assert np.array_equal(buffer[50:350, info.hidden_size :], features.aux_hidden[4000:4300, 1])
+    buffer[50:350, info.hidden_size :] = 7
+    assert (buffer == 7).all()
+
+
+def test_every_byte_of_a_shard_is_checked(lse_shard: Path, info: DatasetInfo) -> None:
+    content = lse_shard.read_bytes()
+    rng = np.random.default_rng(3)
+    # The last 1028 bytes are the index and its checksum; its entries past the array are never used.
+    positions = {*rng.integers(0, len(content), 60).tolist(), 0, len(content) - 1, len(content) - 1028}
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position] ^= int(rng.integers(1, 256))
+        lse_shard.write_bytes(damaged)
+        with pytest.raises(StoreCorruptError, match="does not match its bytes"):
+            read_lse(lse_shard, info)
+    lse_shard.write_bytes(content)
+    assert len(read_lse(lse_shard, info)) == 1500
+
+
+def test_a_missing_shard_is_no_zeros(lse_shard: Path, info: DatasetInfo) -> None:
+    lse_shard.unlink()
+    with pytest.raises(StoreCorruptError, match="the shard is missing"):
+        read_lse(lse_shard, info)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 500, 1028, -1])
+def test_a_shard_cut_short_is_refused(lse_shard: Path, info: DatasetInfo, kept: int) -> None:
+    lse_shard.write_bytes(lse_shard.read_bytes()[:kept])
+    with pytest.raises(StoreCorruptError, match="Run `specx store verify`"):
+        read_lse(lse_shard, info)
+
+
+def test_a_chunk_that_was_never_written_is_no_zeros(tmp_path: Path) -> None:
+    array = zarr.create_array(
+        tmp_path / "lse", shape=(2048,), dtype="float32", chunks=(1024,), shards=(2048,), compressors=[Crc32cCodec()]
+    )
+    array[:1024] = 1.0
+    spec = ArraySpec(name="lse", dtype=np.dtype(np.float32), inner_shape=(), chunk=(1024,), shard_tokens=2048)
+    rows = ShardedRows(tmp_path / "lse", spec, 2048)
+    rows.read(0, np.empty(1024, np.float32))
+    with pytest.raises(StoreCorruptError, match="was never written"):
+        rows.read(1000, np.empty(100, np.float32))
+
+
+def test_an_array_of_other_length_or_dtype_is_refused(part: Path, info: DatasetInfo) -> None:
+    with pytest.raises(StoreCorruptError, match=r"float32 \(9000,\), expected sharded float32 \(9001,\)"):
+        ShardedRows(part / "lse", array_specs(info)["lse"], TOKENS + 1)
+    with pytest.raises(StoreCorruptError, match="expected sharded int32"):
+        ShardedRows(part / "lse", array_specs(info)["argmax"], TOKENS)
+
+
+def test_an_unknown_codec_is_refused(tmp_path: Path, info: DatasetInfo) -> None:
+    zarr.create_array(
+        tmp_path / "lse", shape=(10,), dtype="float32", chunks=(1024,), shards=(65536,), compressors=[GzipCodec()]
+    )
+    with pytest.raises(StoreCorruptError, match=r"unknown codecs \['GzipCodec'\]"):
+        ShardedRows(tmp_path / "lse", array_specs(info)["lse"], 10)

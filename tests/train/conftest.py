@@ -1,0 +1,95 @@
+"""Small drafts and batches with random weights, in float32."""
+
+import pytest
+import torch
+from specx.train.batch import PADDING, Batch
+from specx.train.draft import Draft
+from specx.train.objective import Vocabulary
+from specx.train.spec import DraftSpec
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 16,
+    "truncate": False,
+}
+
+
+def make_spec(*, norm_output: bool = True, fc_norm: bool = True) -> DraftSpec:
+    """Return a draft of hidden size 32 with YaRN from 16 positions."""
+    return DraftSpec(
+        target_architecture="GptOssForCausalLM",
+        num_target_layers=6,
+        boundaries=(1, 3, 5),
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        vocab_size=50,
+        draft_vocab_size=20,
+        max_position_embeddings=512,
+        rope_parameters=YARN,
+        norm_output=norm_output,
+        fc_norm=fc_norm,
+    )
+
+
+@pytest.fixture(params=[(True, True), (False, False), (True, False)], ids=["default", "eagle3", "norm_output"])
+def spec(request: pytest.FixtureRequest) -> DraftSpec:
+    norm_output, fc_norm = request.param
+    return make_spec(norm_output=norm_output, fc_norm=fc_norm)
+
+
+@pytest.fixture
+def draft(spec: DraftSpec) -> Draft:
+    """A draft whose every weight is random, the norms' too."""
+    torch.manual_seed(1)
+    draft = Draft(spec)
+    for weight in draft.parameters():
+        is_norm = weight.ndim == 1
+        torch.nn.init.normal_(weight, 1.0 if is_norm else 0.0, 0.2 if is_norm else weight.shape[1] ** -0.5)
+    return draft
+
+
+@pytest.fixture
+def embed_tokens(spec: DraftSpec) -> torch.Tensor:
+    """(V, H)"""
+    torch.manual_seed(2)
+    return torch.randn(spec.vocab_size, spec.hidden_size)
+
+
+@pytest.fixture
+def vocabulary(spec: DraftSpec) -> Vocabulary:
+    """Every other token and the last ones, so that the draft's ids are not the target's."""
+    torch.manual_seed(3)
+    ids = torch.cat((torch.arange(0, 30, 2), torch.arange(45, 50)))
+    t2d = torch.zeros(spec.vocab_size, dtype=torch.bool)
+    t2d[ids] = True
+    return Vocabulary(d2t=ids - torch.arange(len(ids)), t2d=t2d, target_head=torch.randn(len(ids), spec.hidden_size))
+
+
+@pytest.fixture
+def batch(spec: DraftSpec) -> Batch:
+    """Two rows: documents of 13 and 7 tokens and padding, and one of 22."""
+    generator = torch.Generator().manual_seed(4)
+    B, T = 2, 22
+    documents, positions = torch.full((B, T), PADDING), torch.zeros(B, T, dtype=torch.int64)
+    for row, document, start, length in ((0, 0, 0, 13), (0, 1, 13, 7), (1, 0, 0, 22)):
+        documents[row, start : start + length] = document
+        positions[row, start : start + length] = torch.arange(length)
+    is_token = documents != PADDING
+    return Batch(
+        input_ids=torch.randint(0, spec.vocab_size, (B, T), generator=generator) * is_token,
+        loss_mask=(torch.rand(B, T, generator=generator) < 0.85) & is_token,
+        documents=documents,
+        positions=positions,
+        aux_hidden=torch.randn(B, T, len(spec.boundaries), spec.hidden_size, generator=generator).bfloat16(),
+        last_hidden=torch.randn(B, T, spec.hidden_size, generator=generator).bfloat16(),
+        argmax=torch.randint(0, spec.vocab_size, (B, T), generator=generator),
+        lse=torch.randn(B, T, generator=generator) + 12,
+    )

@@ -1,0 +1,55 @@
+"""The unrolled step against the draft as an engine runs it."""
+
+import torch
+from specx.train.batch import PADDING, Batch
+from specx.train.draft import Draft
+from specx.train.evaluate.decoder import DraftDecoder, ExportedDraft
+from torch.nn import functional as F
+
+STEPS = 4
+
+
+def unroll(draft: Draft, batch: Batch, embed_tokens: torch.Tensor, steps: int = STEPS) -> list[torch.Tensor]:
+    embedded = F.embedding(batch.input_ids, embed_tokens)
+    return draft.unroll(embedded, batch.aux_hidden.float(), batch.positions, batch.documents, steps)
+
+
+def test_each_unrolled_step_equals_a_kv_cached_autoregressive_draft(
+    draft: Draft, batch: Batch, embed_tokens: torch.Tensor
+) -> None:
+    outputs = unroll(draft, batch, embed_tokens)
+    exported = ExportedDraft(draft=draft, vocabulary=torch.arange(draft.spec.draft_vocab_size))
+    compared = 0
+    for row in range(len(batch.input_ids)):
+        for document in range(int(batch.documents[row].max()) + 1):
+            span = (batch.documents[row] == document).nonzero().flatten()
+            ids, aux = batch.input_ids[row, span].tolist(), batch.aux_hidden[row, span].float()
+            decoder = DraftDecoder(exported, embed_tokens)
+            for t in range(len(ids) - 1 - STEPS):
+                decoder.extend([ids[t + 1]], aux[t : t + 1])
+                for step, expected in enumerate(decoder.ahead(ids[t + 2 :], STEPS)):
+                    found = outputs[step][row, span[0] + t]
+                    error = (found - expected).norm() / expected.norm()
+                    assert error <= 1e-5, f"document {document} of row {row}, anchor {t}, step {step}: {error}"
+                    compared += 1
+    assert compared == STEPS * ((13 - 5) + (7 - 5) + (22 - 5))
+
+
+def test_a_document_is_not_moved_by_what_shares_its_row(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+    together = unroll(draft, batch, embed_tokens)
+    span = batch.documents[0] == 1
+    alone = Batch(**{name: getattr(batch, name)[:1, span] for name in Batch.__slots__})
+    for step, (packed, single) in enumerate(zip(together, unroll(draft, alone, embed_tokens), strict=True)):
+        # Later anchors read tokens behind the document's end; they carry no loss.
+        valid = int(span.sum()) - 1 - step
+        torch.testing.assert_close(packed[:1, span][:, :valid], single[:, :valid], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_gives_finite_values(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+    assert (batch.documents == PADDING).any()
+    assert all(output.isfinite().all() for output in unroll(draft, batch, embed_tokens))
+
+
+def test_rows_shorter_than_the_unroll_are_allowed(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+    short = Batch(**{name: getattr(batch, name)[:, :3] for name in Batch.__slots__})
+    assert [output.shape[1] for output in unroll(draft, short, embed_tokens, steps=6)] == [3] * 6

@@ -1,0 +1,149 @@
+"""Training runs: whole, killed and resumed, without the target."""
+
+import csv
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from specx.train.config import TrainConfig
+from specx.train.errors import TrainError
+from specx.train.export import export
+from specx.train.pipeline import run
+
+STEPS = 40
+
+
+def settings(store: Path, out: Path, **changes: object) -> TrainConfig:
+    base = {
+        "store": str(store),
+        "out": str(out),
+        "max_steps": STEPS,
+        "batch_tokens": 1024,
+        "draft_vocab_size": 512,
+        "lr": 2e-3,
+        "ttt_steps": 2,
+        "checkpoint_every": 5,
+        "log_every": 1,
+        "validate_every": 20,
+    }
+    return TrainConfig.model_validate(base | changes)
+
+
+def loss_curve(out: Path) -> dict[int, float]:
+    """Loss by step, of all sessions of a run; a later session's word counts."""
+    curve = {}
+    for path in sorted(out.glob("logs/csv/from_step_*/metrics.csv")):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                if row["train/loss"]:
+                    curve[int(row["step"])] = float(row["train/loss"])
+    return curve
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(settings(tiny_store, out))
+    return out
+
+
+def test_a_run_killed_at_random_steps_has_the_loss_curve_of_an_undisturbed_one(
+    tmp_path: Path, tiny_store: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "run"
+    config = settings(tiny_store, out)
+    context = multiprocessing.get_context("spawn")
+    generator = random.Random(0)
+    for _ in range(2):
+        kill_at = len(loss_curve(out)) + generator.randint(7, 12)
+        process = context.Process(target=run, args=(config,))
+        process.start()
+        while process.is_alive() and _steps_begun(out) < kill_at:
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        assert not (out / "result.json").exists(), "it was to be killed in mid-run"
+    summary = run(config)
+    expected, found = loss_curve(undisturbed), loss_curve(out)
+    assert summary.steps == STEPS
+    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
+    reference = json.loads((undisturbed / "result.json").read_text())
+    assert summary.tokens == reference["tokens"]
+    assert summary.acceptance_length == pytest.approx(reference["acceptance_length"], abs=1e-3)
+
+
+def _steps_begun(out: Path) -> int:
+    """Steps whose checkpoint is on disk, and the time since: enough to aim a kill between checkpoints."""
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    if not checkpoint.exists():
+        return 0
+    step = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    return step + int((time.time() - checkpoint.stat().st_mtime) / 0.05)
+
+
+def test_a_complete_run_rerun_returns_its_summary_at_once(tiny_store: Path, undisturbed: Path) -> None:
+    before = (undisturbed / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert run(settings(tiny_store, undisturbed)).steps == STEPS
+    assert (undisturbed / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_another_setting_into_the_same_run_is_refused_by_name(tiny_store: Path, undisturbed: Path) -> None:
+    with pytest.raises(TrainError, match=r"begun with lr = 0.002, now it is 0.1"):
+        run(settings(tiny_store, undisturbed, lr=0.1))
+
+
+def test_training_learns(undisturbed: Path) -> None:
+    curve = loss_curve(undisturbed)
+    assert sum(curve[s] for s in range(STEPS - 4, STEPS + 1)) < 0.9 * sum(curve[s] for s in range(1, 6))
+
+
+def test_neither_training_nor_export_needs_the_target(tmp_path: Path, target: Path, regen: Path) -> None:
+    from specx.extract.config import ExtractConfig
+    from specx.extract.pipeline import run as extract
+
+    lent = Path(shutil.copytree(target, tmp_path / "target"))
+    store, out = tmp_path / "store", tmp_path / "run"
+    extract(ExtractConfig(target=str(lent), data=(str(regen / "dev.parquet"),), store=str(store), limit=12))
+    shutil.rmtree(lent)
+    run(settings(store, out, max_steps=3, holdout_fraction=0.0))
+    assert export(out, tmp_path / "draft").tensors == 18
+
+
+def test_sequences_added_later_do_not_change_a_run_in_progress(
+    tmp_path: Path, target: Path, regen: Path, store_copy: Path
+) -> None:
+    from specx.extract.config import ExtractConfig
+    from specx.extract.pipeline import run as extract
+
+    out = tmp_path / "run"
+    config = settings(store_copy, out, max_steps=6)
+    run(config)
+    first = loss_curve(out)
+    # As if the run had been killed behind its last checkpoint but one, and the store had grown since.
+    (out / "result.json").unlink()
+    (out / "checkpoints" / "last.ckpt").unlink()
+    extract(ExtractConfig(target=str(target), data=(str(regen / "dev.parquet"),), store=str(store_copy), limit=8))
+    run(config)
+    assert loss_curve(out) == first
+
+
+def test_a_store_of_another_target_is_refused_on_resume(tmp_path: Path, store_copy: Path) -> None:
+    out = tmp_path / "run"
+    run(settings(store_copy, out, max_steps=2))
+    dataset = store_copy / "dataset.json"
+    described = json.loads(dataset.read_text())
+    described["target"]["weights_hash"] = "0" * 64
+    dataset.write_text(json.dumps(described))
+    with pytest.raises(TrainError, match="another target"):
+        run(settings(store_copy, out, max_steps=2))
+
+
+def test_the_full_vocabulary_is_exported_without_a_mapping(tmp_path: Path, tiny_store: Path) -> None:
+    run(settings(tiny_store, tmp_path / "run", max_steps=2, draft_vocab_size=10_000))
+    assert export(tmp_path / "run", tmp_path / "draft").tensors == 16
