@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint clean
 
 setup: .venv/installed
 
@@ -20,8 +20,15 @@ setup: .venv/installed
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+TARGET := tests/data/tiny-gpt-oss
+ANSWERS := tests/data/regen
+
 demo: setup
-	$(BIN)/python docs/demo.py
+	rm -rf demo
+	$(BIN)/specx extract --target $(TARGET) --data $(ANSWERS)/train.parquet --limit 600 --store demo/store
+	$(BIN)/specx train --store demo/store --out demo/run --config docs/demo.yaml
+	$(BIN)/specx export --run demo/run --out demo/draft
+	$(BIN)/specx evaluate --draft demo/draft --target $(TARGET) --data $(ANSWERS)/dev.parquet --json
 
 test: setup
 	$(BIN)/pytest

@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run
@@ -22,6 +20,7 @@ from specx.extract.target import open_target
 from specx.storage.rejects import read_rejects
 from specx.storage.schema import Reject
 from specx.storage.store import FeatureStore
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 
@@ -300,9 +299,7 @@ def test_every_row_read_is_counted_once(target: Path, tmp_path: Path) -> None:
         ("rows.parquet", b"not a table", "cannot be read"),
     ],
 )
-def test_unreadable_file_is_named(
-    target: Path, tmp_path: Path, name: str, content: bytes | None, message: str
-) -> None:
+def test_unreadable_file_is_named(target: Path, tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)

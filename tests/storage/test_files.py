@@ -40,7 +40,10 @@ def test_a_path_below_its_root_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_room_is_told_with_what_to_do(tmp_path: Path, number: int) -> None:
-    with pytest.raises(StoreFullError, match=r"What was committed is kept: free some space.*rerun"), disk_errors(tmp_path):
+    with (
+        pytest.raises(StoreFullError, match=r"What was committed is kept: free some space.*rerun"),
+        disk_errors(tmp_path),
+    ):
         raise OSError(number, os.strerror(number))
 
 

@@ -1,0 +1,157 @@
+"""The command line: quick help, one JSON object, and ^C that keeps what was done."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from specx import __version__
+from specx.extract.config import ExtractConfig
+from specx.extract.pipeline import run
+from specx.storage.store import FeatureStore
+from specx.storage.verify import verify
+
+Specx = Callable[..., subprocess.CompletedProcess[str]]
+
+COMMANDS = ("extract", "train", "export", "evaluate", "store", "store info", "store verify")
+HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm")
+SCRIPT = """
+import io, json, sys
+from contextlib import redirect_stdout
+from specx.cli import main
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["specx", *command.split(), "--help"]
+    out, code = io.StringIO(), None
+    try:
+        with redirect_stdout(out):
+            main()
+    except SystemExit as exit:
+        code = exit.code
+    loaded = [name for name in json.loads(HEAVY) if name in sys.modules]
+    print(json.dumps([command, code, "Usage" in out.getvalue(), loaded]))
+"""
+# A shell that runs the tests in the background has its children ignore ^C.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert "Traceback" not in result.stderr
+    summary: dict[str, object] = json.loads(result.stdout.splitlines()[-1])
+    return summary
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    script = SCRIPT.replace("HEAVY", repr(json.dumps(HEAVY)))
+    arguments = json.dumps(["", *COMMANDS])
+    result = subprocess.run(
+        [sys.executable, "-c", script, arguments], capture_output=True, text=True, timeout=60, check=True
+    )
+    reported = [json.loads(line) for line in result.stdout.splitlines()]
+    assert reported == [[command, 0, True, []] for command in ("", *COMMANDS)]
+
+
+def test_version_is_printed(specx: Specx) -> None:
+    result = specx("--version")
+    assert (result.returncode, result.stdout) == (0, f"specx {__version__}\n")
+
+
+def test_extract_prints_its_summary_as_the_last_line(specx: Specx, target: Path, regen: Path, tmp_path: Path) -> None:
+    result = specx(
+        "extract", "--target", target, "--data", regen / "train.parquet", "--data", regen / "conversations.jsonl",
+        "--store", tmp_path / "store", "--limit", 2, "--boundaries", "2,4", "--top-k", 8, "--json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    summary = last_line(result)
+    assert list(summary) == [
+        "sequences",
+        "tokens",
+        "reused",
+        "rejected",
+        "bytes_per_token",
+        "tokens_per_s",
+        "seconds",
+    ]
+    store = FeatureStore.open(tmp_path / "store")
+    assert (store.info.boundaries, store.info.top_k) == ((2, 4), 8)
+    assert (summary["sequences"], summary["tokens"]) == (2, int(store.catalogue().length.sum()))
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_options_override_the_run_file(specx: Specx, target: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"input_ids": [5, 6], "loss_mask": [0, 1]}))
+    settings = {"target": "gone", "data": [str(tmp_path / "rows.jsonl")], "store": str(tmp_path / "store"), "top_k": 4}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    result = specx("extract", "--config", tmp_path / "run.yaml", "--target", target)
+    assert result.returncode == 0, result.stderr
+    assert FeatureStore.open(tmp_path / "store").info.top_k == 4
+    assert result.stdout.splitlines()[0].split() == ["sequences", "1"]
+
+
+def test_store_info_describes_the_store(specx: Specx, tiny_store: Path) -> None:
+    result = specx("store", "info", tiny_store, "--json")
+    assert result.returncode == 0, result.stderr
+    summary = last_line(result)
+    expected = {"sequences": 120, "boundaries": [1, 3, 5], "hidden_size": 128, "vocab_size": 2048, "codec": "lossless"}
+    assert {key: summary[key] for key in expected} == expected
+    assert sum(summary["bytes_by_array"].values()) == summary["bytes"]
+    for line in specx("store", "info", tiny_store).stdout.splitlines():
+        assert line.split()[0] in summary
+
+
+def test_store_verify_exits_with_1_where_there_is_damage(specx: Specx, store_copy: Path) -> None:
+    sound = specx("store", "verify", store_copy, "--json")
+    assert sound.returncode == 0, sound.stderr
+    assert (last_line(sound)["sequences"], last_line(sound)["problems"]) == (120, [])
+    shard = sorted((store_copy / "parts").glob("*/topk_ids/c/0/0"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 16
+    shard.write_bytes(content)
+    damaged = specx("store", "verify", store_copy, "--json")
+    assert damaged.returncode == 1
+    (problem,) = last_line(damaged)["problems"]
+    assert problem.startswith(f"{shard}: checksum ")
+    assert damaged.stderr.splitlines()[-1].startswith(f"specx: {store_copy}: 1 damaged: {shard}")
+
+
+def test_interrupted_extraction_keeps_its_units_and_the_rerun_completes(
+    target: Path, regen: Path, tmp_path: Path
+) -> None:
+    store, rows = tmp_path / "store", 120
+    (tmp_path / "run.yaml").write_text("tokens_per_part: 1000\n")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-c", INTERRUPTIBLE + "from specx.cli import main; main()", "extract",
+            "--target", target, "--data", regen / "train.parquet", "--store", store,
+            "--limit", str(rows), "--config", tmp_path / "run.yaml",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (store / "commits" / "u000001.json").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("specx: interrupted; what was committed is kept")
+    opened = FeatureStore.open(store)
+    kept = len(opened.catalogue())
+    assert 0 < kept < rows
+    assert verify(opened).problems == []
+    summary = run(
+        ExtractConfig(
+            target=str(target),
+            data=(str(regen / "train.parquet"),),
+            store=str(store),
+            limit=rows,
+            tokens_per_part=1000,
+        )
+    )
+    assert (summary.sequences, summary.reused, summary.rejected) == (rows - kept, kept, 0)
+    whole = verify(FeatureStore.open(store))
+    assert (whole.problems, whole.unreferenced, whole.sequences) == ([], [], rows)
