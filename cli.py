@@ -207,17 +207,12 @@ def _options(
 ) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("specx").setLevel(logging.INFO)
-    # Lightning installs a handler of its own, and advertises.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def main() -> None:
-    """Run the command line; a SpecxError is one line on stderr and exit code 1, ^C is 130."""
+    """Run the command line; a SpecxError is one line on stderr and exit code 1. typer makes ^C 130."""
     try:
         app()
     except SpecxError as error:
         print(f"specx: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("specx: interrupted; what was committed is kept, rerun the same command to go on", file=sys.stderr)
-        sys.exit(130)

@@ -56,6 +56,9 @@ def run(config: ExtractConfig) -> ExtractSummary:
             reporter(config.limit) as shown,
         ):
             _extract(config, target, info, writer, rejects, counts, shown)
+    except KeyboardInterrupt:
+        _log.info("%s: interrupted; %d sequences are committed, rerun to go on", store.root, len(store.catalogue()))
+        raise
     finally:
         write_rejects(store, rejects)
     seconds = time.monotonic() - started

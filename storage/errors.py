@@ -16,4 +16,4 @@ class StoreMismatchError(StoreError):
 
 
 class StoreFullError(StoreError):
-    """The disk has no room for the unit in progress; what was committed is kept."""
+    """The disk has no room for what is being written; what was finished before is kept."""

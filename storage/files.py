@@ -93,11 +93,11 @@ def disk_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise StoreError(f"{root}: {error.strerror}: {error.filename}. Choose a store you can write to.") from error
+        raise StoreError(f"{root}: {error.strerror}: {error.filename}. Choose a place you can write to.") from error
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         raise StoreFullError(
-            f"{root}: {os.strerror(error.errno).lower()} while writing features. What was committed is kept: "
-            "free some space, or move the store, and rerun the same command."
+            f"{root}: {os.strerror(error.errno).lower()} while writing. What was finished before is kept: "
+            "free some space, or move the directory to a larger disk, and rerun the same command."
         ) from error

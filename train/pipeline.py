@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from ..storage.files import disk_errors
 from ..storage.reader import FeatureReader
 from ..storage.store import FeatureStore
 from .callbacks import ProgressLines, StopOnInterrupt
@@ -28,6 +29,8 @@ from .spec import draft_spec
 from .vocabulary import draft_vocabulary, membership, offsets, token_counts
 
 _log = logging.getLogger(__name__)
+# It sets its own level when imported, and advertises below this one.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +68,9 @@ def run(config: TrainConfig) -> TrainSummary:
         data = FeatureData(config, reader, spec.boundaries)
         vocabulary = draft_vocabulary(token_counts(reader, data.split.train), spec.draft_vocab_size)
         directory.begin(RunRecord(settings=settings, target=target, units=tuple(store.records)), spec, vocabulary)
-    summary = _fit(config, directory, store, data)
-    directory.finish(dataclasses.asdict(summary))
+    with disk_errors(directory.path):
+        summary = _fit(config, directory, store, data)
+        directory.finish(dataclasses.asdict(summary))
     return summary
 
 
@@ -106,8 +110,9 @@ def _fit(config: TrainConfig, directory: RunDirectory, store: FeatureStore, data
     )
     with interrupt.listening(), _expected_warnings_silenced():
         trainer.fit(module, datamodule=data, ckpt_path=directory.checkpoint if is_resumed else None, weights_only=True)
-    trainer.save_checkpoint(directory.checkpoint)
+    trainer.save_checkpoint(directory.checkpoint, weights_only=False)
     if interrupt.is_interrupted and trainer.global_step < len(data.plans):
+        _log.info("%s: stopped and saved at step %d; rerun to go on", directory.path, trainer.global_step)
         raise KeyboardInterrupt
     if len(data.split.holdout):
         with _expected_warnings_silenced():
