@@ -46,6 +46,8 @@ class ChatRenderer:
 
         Raises NotRenderedError.
         """
+        if not isinstance(messages, Sequence):
+            raise NotRenderedError(f"a conversation is a list of messages, found {type(messages).__name__}")
         turns = [_turn(message) for message in messages]
         if not turns or turns[-1]["role"] != "assistant":
             raise NotRenderedError("the last message is not the assistant's")
@@ -66,6 +68,8 @@ class ChatRenderer:
 
 
 def _turn(message: Mapping[str, Any]) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise NotRenderedError(f"a message needs role and content, found {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
         raise NotRenderedError(f"a message needs role and content as text, found keys {sorted(message)}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..run_file import ConfigError
 from ..storage.hashing import sequence_id
 from ..storage.rejects import write_rejects
 from ..storage.schema import DatasetInfo, Reject
@@ -126,13 +127,18 @@ def _compute_dtype(config: ExtractConfig, target: Target) -> str:
 
 
 def _engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"options: device: {name!r} is not to be had here; use auto, cpu or cuda") from error
     return TransformersEngine(
         target,
         boundaries=info.boundaries,
         top_k=info.top_k,
         dtype=getattr(torch, info.compute_dtype),
-        device=torch.device(device),
+        device=device,
     )

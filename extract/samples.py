@@ -7,6 +7,7 @@ exactly what was sampled, or a conversation (``conversations`` or ``messages``).
 Shapes: T tokens of one sample.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 
 from .. import SpecxError
 from ..storage.schema import Array, Reject
@@ -25,6 +27,10 @@ from .target import Target
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _CONVERSATION_COLUMNS = ("conversations", "messages")
 _EXPECTED = "input_ids and loss_mask, or conversations, or messages"
+
+
+# Its own error lines would stand beside ours.
+datasets.logging.set_verbosity(logging.CRITICAL)
 
 
 class DataError(SpecxError):
@@ -66,7 +72,7 @@ class SampleReader:
                 if remaining == 0:
                     return
                 remaining = None if remaining is None else remaining - 1
-                yield self._convert(Path(source).name, row, columns)
+                yield self._convert(source, row, columns)
 
     def _convert(self, source: str, row: int, columns: Mapping[str, Any]) -> Sample | Reject:
         try:
@@ -112,7 +118,10 @@ class SampleReader:
 
 
 def _integers(name: str, values: Any) -> Array:
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(values, object)
     if array.size and (array.ndim != 1 or array.dtype.kind not in "iub"):
         raise _RejectedRowError("not_integers", f"{name} is not a list of integers")
     return array.astype(np.int64)
@@ -128,13 +137,15 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{source}: the file is empty, expected rows with {_EXPECTED}.")
     count = 0
     try:
+        if path.suffix == ".parquet" and not pq.read_metadata(path).num_rows:
+            raise DataError(f"{source}: no rows, expected some with {_EXPECTED}.")
         rows = datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
         for row in rows:
             if count == 0:
                 _require_known_columns(source, row)
             count += 1
             yield row
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise DataError(f"{source}: row {count} cannot be read: {reason}. Write the file again.") from error
     if count == 0:

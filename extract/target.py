@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .. import SpecxError
+from ..storage.errors import StoreError
 from ..storage.files import disk_errors, fsync_tree, temporary_name
 from ..storage.schema import TargetIdentity
 from ..storage.store import FeatureStore
@@ -37,6 +38,9 @@ _HEAD_TENSORS = {
     "norm": "model.norm.weight",
     "lm_head": "lm_head.weight",
 }
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Names in safetensors and in configs."""
+
 _COPIED_PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -64,6 +68,8 @@ class Target:
     """Its config.json."""
     files: dict[str, Path]
     """Tensor name -> the safetensors file that holds it."""
+    dtype: str
+    """Type of the checkpoint: ``float32``, ``bfloat16`` or ``float16``."""
 
     @property
     def architecture(self) -> str:
@@ -86,11 +92,6 @@ class Target:
         """Longest sequence in tokens."""
         return int(self.config["max_position_embeddings"])
 
-    @property
-    def dtype(self) -> str:
-        """Type of the checkpoint, ``float32``, ``bfloat16`` or ``float16``; float32 where the config names none."""
-        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
-
 
 def open_target(name: str) -> Target:
     """Find the target and check that this package can use it; raise TargetError if not."""
@@ -102,6 +103,8 @@ def open_target(name: str) -> Target:
         raise TargetError(f"{path}: config.json is missing. Give --target the directory of a model.") from error
     except ValueError as error:
         raise TargetError(f"{config_path}: not JSON: {error}. Download the model again.") from error
+    if not isinstance(config, dict):
+        raise TargetError(f"{config_path}: expected an object, found a {type(config).__name__}. Download it again.")
     architectures = config.get("architectures") or ["none"]
     if architectures[0] not in ARCHITECTURES:
         raise TargetError(
@@ -110,7 +113,8 @@ def open_target(name: str) -> Target:
     for key in ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"):
         if not isinstance(config.get(key), int):
             raise TargetError(f"{config_path}: {key} is {config.get(key)!r}, expected an integer.")
-    return Target(path=path, config=config, files=_tensor_files(path))
+    files = _tensor_files(path)
+    return Target(path=path, config=config, files=files, dtype=_checkpoint_dtype(path, config, files))
 
 
 def resolve_boundaries(target: Target, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -121,7 +125,8 @@ def resolve_boundaries(target: Target, wanted: tuple[int, ...] | None) -> tuple[
     """
     layers = target.num_layers
     if wanted is None:
-        return (2, layers // 2, layers - 3) if layers >= 8 else tuple(sorted({1, layers // 2, layers - 1}))
+        chosen = {2, layers // 2, layers - 3} if layers >= 8 else {1, layers // 2, layers - 1}
+        wanted = tuple(sorted(chosen & set(range(1, layers)))) or (1,)
     for boundary in wanted:
         if not 1 <= boundary < layers:
             reason = "boundary 0 is the embedding, which the draft has" if boundary == 0 else "it has no such block"
@@ -172,6 +177,11 @@ def copy_into(target: Target, store: FeatureStore) -> None:
             save_file(read_head(target), temporary / "head.safetensors")
             fsync_tree(temporary)
             temporary.rename(destination)
+        except SafetensorError as error:
+            raise StoreError(
+                f"{store.root}: the target's head cannot be written ({error}). "
+                "Free some space, or move the store, and rerun the same command."
+            ) from error
         except OSError:
             # Another run that extends the same store was first.
             if not destination.exists():
@@ -192,6 +202,18 @@ def _locate(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TargetError(f"{name}: neither a directory nor a model on the hub: {reason}") from error
+
+
+def _checkpoint_dtype(path: Path, config: dict[str, Any], files: dict[str, Path]) -> str:
+    """Return the type the config names or, as a config may name none, that of the embedding."""
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    name = _HEAD_TENSORS["embed_tokens"]
+    if dtype is None and name in files:
+        with _opened(files[name]) as tensors:
+            dtype = _DTYPES.get(tensors.get_slice(name).get_dtype())
+    if dtype not in _DTYPES.values():
+        raise TargetError(f"{path}: its dtype is {dtype}, expected one of {', '.join(_DTYPES.values())}.")
+    return str(dtype)
 
 
 def _tensor_files(path: Path) -> dict[str, Path]:

@@ -92,7 +92,7 @@ def disk_errors(root: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write below ``root`` into one clear line."""
     try:
         yield
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError) as error:
         raise StoreError(f"{root}: {error.strerror}: {error.filename}. Choose a place you can write to.") from error
     except OSError as error:
         if error.errno not in _NO_ROOM:

@@ -98,7 +98,7 @@ class FeatureStore:
         """
         root = _local(path)
         if not (root / DATASET_FILE).exists():
-            if root.exists() and any(root.iterdir()):
+            if root.exists() and (not root.is_dir() or any(root.iterdir())):
                 raise StoreError(f"{root}: not empty and not a feature store. Choose another --store.")
             with disk_errors(root):
                 for name in (PARTS_DIRECTORY, COMMITS_DIRECTORY):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
@@ -133,7 +134,7 @@ def test_row_outside_the_vocabulary_is_counted_and_the_run_goes_on(specx: Specx,
     summary = json.loads(result.stdout.splitlines()[-1])
     assert (summary["sequences"], summary["rejected"]) == (1, 1)
     (reject,) = rejected(tmp_path / "store")
-    assert (reject["source"], reject["row"], reject["reason"]) == ("rows.jsonl", 1, "id_out_of_range")
+    assert (reject["source"], reject["row"], reject["reason"]) == (str(data), 1, "id_out_of_range")
     assert "2048" in reject["detail"]
 
 
@@ -352,9 +353,10 @@ def test_export_needs_a_run_a_checkpoint_and_a_free_place(run_copy: Path, tmp_pa
     assert not draft.exists()
 
 
-def test_evaluation_without_its_data_is_one_line(specx: Specx, target: Path, tmp_path: Path) -> None:
-    data = tmp_path / "gone.jsonl"
-    line = only_line(specx("evaluate", "--draft", target, "--target", target, "--data", data))
+def test_evaluation_without_its_data_is_one_line(specx: Specx, target: Path, small_run: Path, tmp_path: Path) -> None:
+    data, draft = tmp_path / "gone.jsonl", tmp_path / "draft"
+    export(small_run, draft)
+    line = only_line(specx("evaluate", "--draft", draft, "--target", target, "--data", data))
     assert line == f"specx: {data}: no such file. Give --data a Parquet or JSON-lines file."
 
 
@@ -362,10 +364,11 @@ def test_evaluation_without_a_draft_or_with_other_data_is_refused(
     target: Path, regen: Path, small_run: Path, tmp_path: Path, rows: Path
 ) -> None:
     draft = tmp_path / "draft"
-    assert f"{draft}: no config.json here. Give --draft" in refusal(lambda: evaluate_on(draft, target, rows))
-    assert f"{tmp_path}: no config.json here. Give --target" in refusal(lambda: evaluate_on(target, tmp_path, rows))
-    assert f"{target}: not an exported draft" in refusal(lambda: evaluate_on(target, target, rows))
+    assert f"{draft}: no readable config.json. Give --draft" in refusal(lambda: evaluate_on(draft, target, rows))
+    assert f"{tmp_path}: no readable config.json. Give --target" in refusal(lambda: evaluate_on(draft, tmp_path, rows))
+    assert "--draft takes a draft that `specx export` wrote" in refusal(lambda: evaluate_on(target, target, rows))
     export(small_run, draft)
+    assert "--target takes the target, not a draft" in refusal(lambda: evaluate_on(draft, draft, rows))
     conversations = regen / "conversations.jsonl"
     message = refusal(lambda: evaluate_on(draft, target, conversations))
     assert f"{conversations}: no column input_ids among id, category, conversations, status" in message

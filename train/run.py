@@ -61,7 +61,8 @@ class RunDirectory:
 
     def begin(self, record: RunRecord, spec: DraftSpec, vocabulary: npt.NDArray[np.int64]) -> None:
         """Write what the run is; ``run.json`` comes last and makes it one."""
-        if self.path.exists() and any(self.path.iterdir()) and not (self.path / "draft.json").exists():
+        is_taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if is_taken and not (self.path / "draft.json").exists():
             raise TrainError(f"{self.path}: not empty and not a run. Choose another --out.")
         self.path.mkdir(parents=True, exist_ok=True)
         save_spec(spec, self.path / "draft.json")

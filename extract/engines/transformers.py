@@ -6,6 +6,8 @@ the same to the bit whatever else is in the data.
 Shapes: T tokens, L boundaries, H hidden size, V vocabulary, K logits kept per token.
 """
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from ...storage.schema import Array, SequenceFeatures
 from ..samples import Sample
-from ..target import Target
+from ..target import Target, TargetError
 from . import NotFiniteError
 
 _LOGIT_ROWS = 1024
@@ -35,7 +37,7 @@ class TransformersEngine:
         self._boundaries = boundaries
         self._top_k = top_k
         self._device = device
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(target.path, dtype=dtype, local_files_only=True)
+        model = _load(target, dtype)
         model.to(device).eval()
         self._decoder, self._lm_head = model.get_submodule("model"), model.get_submodule("lm_head")
 
@@ -70,6 +72,26 @@ class TransformersEngine:
             values, ids = logits.topk(self._top_k)
             chunks.append((values - lse[:, None], ids, lse, logits.argmax(-1)))
         return chunks
+
+
+def _load(target: Target, dtype: torch.dtype) -> nn.Module:
+    options = {"dtype": dtype, "local_files_only": True}
+    try:
+        # transformers fills what is missing with random numbers, and only warns.
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            target.path, **options, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TargetError(f"{target.path}: transformers cannot load it: {reason}. Is config.json whole?") from error
+    model, loaded = result
+    wrong = sorted(loaded["missing_keys"]) + sorted(name for name, *_ in loaded["mismatched_keys"])
+    if wrong:
+        raise TargetError(
+            f"{target.path}: {len(wrong)} weights are missing or of another shape than config.json says, "
+            f"first {wrong[0]}. Download the model again."
+        )
+    return cast(nn.Module, model)
 
 
 def _bfloat16_bits(values: torch.Tensor) -> Array:

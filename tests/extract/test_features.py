@@ -14,13 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from specx.extract.config import ExtractConfig
-from specx.extract.pipeline import ExtractSummary, run
-from specx.extract.target import TargetError
-from specx.storage.reader import FeatureReader
-from specx.storage.rejects import read_rejects
-from specx.storage.schema import Array, SequenceFeatures
-from specx.storage.store import FeatureStore
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -30,6 +23,14 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+
+from specx.extract.config import ExtractConfig
+from specx.extract.pipeline import ExtractSummary, run
+from specx.extract.target import TargetError
+from specx.storage.reader import FeatureReader
+from specx.storage.rejects import read_rejects
+from specx.storage.schema import Array, SequenceFeatures
+from specx.storage.store import FeatureStore
 
 SEQUENCES = 20
 RANDOM_SHAPE = {

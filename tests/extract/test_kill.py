@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run
 from specx.storage.store import FeatureStore

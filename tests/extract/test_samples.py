@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run
@@ -20,7 +22,6 @@ from specx.extract.target import open_target
 from specx.storage.rejects import read_rejects
 from specx.storage.schema import Reject
 from specx.storage.store import FeatureStore
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 
@@ -107,7 +108,11 @@ def test_token_ids_are_taken_as_they_stand(target: Path, tmp_path: Path) -> None
     assert sample.input_ids.tolist() == [5, 6, 7]
     assert sample.loss_mask.tolist() == [0, 1, 1]
     assert (sample.input_ids.dtype, sample.loss_mask.dtype) == (np.int32, np.uint8)
-    assert (sample.origin.source, sample.origin.row, sample.origin.category) == ("rows.jsonl", 0, "chat")
+    assert (sample.origin.source, sample.origin.row, sample.origin.category) == (
+        str(tmp_path / "rows.jsonl"),
+        0,
+        "chat",
+    )
 
 
 def test_parquet_rows_are_read_in_order_and_whole(target: Path, regen: Path) -> None:
@@ -208,7 +213,7 @@ def test_bad_row_is_rejected_with_its_number_and_file(
     rows = write(tmp_path / "rows.jsonl", [GOOD, GOOD, row, GOOD])
     before, _, reject, after = read(target, rows, max_length=8)
     assert isinstance(reject, Reject)
-    assert (reject.source, reject.row, reject.reason) == ("rows.jsonl", 2, reason)
+    assert (reject.source, reject.row, reject.reason) == (str(tmp_path / "rows.jsonl"), 2, reason)
     assert re.search(detail, reject.detail)
     assert before.input_ids.tolist() == after.input_ids.tolist() == GOOD["input_ids"]
 
@@ -256,7 +261,7 @@ def test_limit_counts_the_rows_of_all_files(target: Path, tmp_path: Path) -> Non
     second = write(tmp_path / "second.jsonl", [GOOD] * 3)
     rows = read(target, first, second, limit=4)
     assert [type(row) for row in rows] == [Sample, Reject, Sample, Sample]
-    assert rows[3].origin.source == "second.jsonl"
+    assert rows[3].origin.source == str(second)
     assert len(read(target, first, second)) == 6
 
 
@@ -279,7 +284,7 @@ def test_every_row_read_is_counted_once(target: Path, tmp_path: Path) -> None:
     assert len(store.catalogue()) == 4
     rejects = read_rejects(store)
     assert Counter(reject.reason for reject in rejects) == expected
-    assert {reject.source for reject in rejects} == {"first.jsonl"}
+    assert {reject.source for reject in rejects} == {str(tmp_path / "first.jsonl")}
     assert [reject for record in store.records.values() for reject in record.rejected] == rejects
     again = run(config)
     assert (again.sequences, again.reused, again.rejected) == (0, 6, expected.total())

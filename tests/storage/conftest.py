@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from specx.storage.schema import DatasetInfo, SequenceFeatures, TargetIdentity
 from specx.storage.store import FeatureStore
 from specx.storage.writer import FeatureWriter, Origin

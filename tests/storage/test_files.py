@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from specx.storage.errors import StoreCorruptError, StoreError, StoreFullError
 from specx.storage.files import TEMPORARY_PREFIX, disk_errors, inside, publish, temporary_name
 

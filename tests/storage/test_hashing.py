@@ -4,6 +4,7 @@ import hashlib
 import struct
 
 import numpy as np
+
 from specx.storage.hashing import sequence_id, unit_interval
 
 

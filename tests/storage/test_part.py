@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
 from specx.storage.hashing import sequence_id
 from specx.storage.part import PartWriter
 from specx.storage.schema import FORMAT_VERSION, DatasetInfo, SequenceFeatures, StoredObject, array_specs
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]
 

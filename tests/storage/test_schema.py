@@ -7,6 +7,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+
 from specx.storage.errors import StoreCorruptError, StoreError, StoreMismatchError
 from specx.storage.schema import (
     FORMAT_VERSION,

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import Crc32cCodec, GzipCodec
+
 from specx.storage.errors import StoreCorruptError
 from specx.storage.part import PartWriter
 from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
 from specx.storage.shards import ShardedRows
-from zarr.codecs import Crc32cCodec, GzipCodec
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]
 

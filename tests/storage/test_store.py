@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from specx.storage.errors import StoreCorruptError, StoreError, StoreMismatchError
 from specx.storage.hashing import sequence_id
 from specx.storage.schema import FORMAT_VERSION, CommitRecord, DatasetInfo, SequenceFeatures

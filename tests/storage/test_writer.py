@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+
 import specx.storage
 from specx.storage.hashing import sequence_id
 from specx.storage.reader import FeatureReader

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from specx.train.batch import PADDING, Batch
 from specx.train.draft import Draft
 from specx.train.objective import Vocabulary

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from specx.train.check import TrainedDraft, check_draft
 from specx.train.contract import CONFIG_FILE, WEIGHTS_FILE
 from specx.train.errors import ExportError

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
 from specx.train.batch import PADDING, read_batch

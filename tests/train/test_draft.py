@@ -1,10 +1,11 @@
 """The unrolled step against the draft as an engine runs it."""
 
 import torch
+from torch.nn import functional as F
+
 from specx.train.batch import PADDING, Batch
 from specx.train.draft import Draft
 from specx.train.evaluate.decoder import DraftDecoder, ExportedDraft
-from torch.nn import functional as F
 
 STEPS = 4
 

@@ -7,11 +7,12 @@ float64; it shares nothing with the code under test but the weights and the data
 import math
 
 import torch
+from torch.nn import functional as F
+
 from specx.train.batch import Batch
 from specx.train.draft import Draft
 from specx.train.objective import Vocabulary, evaluate_steps, total_loss
 from specx.train.spec import DraftSpec
-from torch.nn import functional as F
 
 STEPS = 4
 

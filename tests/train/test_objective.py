@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from specx.train.batch import Batch
 from specx.train.objective import (
     Vocabulary,
@@ -10,7 +12,6 @@ from specx.train.objective import (
     step_weights,
     supervised_anchors,
 )
-from torch.nn import functional as F
 
 STEPS = 4
 

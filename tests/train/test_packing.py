@@ -1,6 +1,7 @@
 """Plans of batches, from lengths alone."""
 
 import numpy as np
+
 from specx.train.packing import BatchShape, batch_shape, plan_epoch
 
 LENGTHS = np.random.default_rng(0).integers(20, 300, 200)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
 from specx.train.export import export

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from specx.train.rope import rotary_embedding, rotate
 from transformers import GptOssConfig, LlamaConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from specx.train.rope import rotary_embedding, rotate
 
 GPT_OSS = {
     "hidden_size": 2880,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
 from specx.train.vocabulary import draft_vocabulary, membership, offsets, token_counts

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ..contract import CONFIG_FILE
+from ..contract import ARCHITECTURE, CONFIG_FILE
 from ..errors import TrainError
 from .config import EvaluateConfig
 from .prompts import read_prompts
@@ -15,10 +16,14 @@ from .result import EvaluateSummary, summarise
 def run(config: EvaluateConfig) -> EvaluateSummary:
     """Return how the draft does; raise SpecxError."""
     target, draft = Path(config.target), Path(config.draft)
-    for path, option in ((target, "--target"), (draft, "--draft")):
-        if not (path / CONFIG_FILE).is_file():
-            raise TrainError(f"{path}: no {CONFIG_FILE} here. Give {option} the directory of a model.")
+    vocab_size = _model_config(target, "--target", is_draft=False)["vocab_size"]
+    _model_config(draft, "--draft", is_draft=True)
     prompts = read_prompts(config)
+    if wrong := [index for prompt in prompts for index in prompt.ids if not 0 <= index < vocab_size]:
+        raise TrainError(
+            f"{', '.join(config.data)}: token id {wrong[0]}, the vocabulary of {target} has {vocab_size}. "
+            "Give prompts of this target."
+        )
     dtype = config.dtype
     if dtype == "auto" and not torch.cuda.is_available():
         dtype = "float32"
@@ -58,6 +63,17 @@ def run(config: EvaluateConfig) -> EvaluateSummary:
         num_speculative_tokens=config.num_speculative_tokens,
         is_greedy=config.temperature == 0,
     )
+
+
+def _model_config(path: Path, option: str, *, is_draft: bool) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path}: no readable {CONFIG_FILE}. Give {option} the directory of a model.") from error
+    if (config.get("architectures") == [ARCHITECTURE]) != is_draft:
+        expected = "a draft that `specx export` wrote" if is_draft else "the target, not a draft"
+        raise TrainError(f"{path}: found architectures {config.get('architectures')}; {option} takes {expected}.")
+    return config
 
 
 def _stop_ids(target: Path) -> set[int]:

@@ -27,10 +27,12 @@ def read_prompts(config: EvaluateConfig) -> list[Prompt]:
     """Return the prompts of the data, in order; raise TrainError if there are none, or on a bad file."""
     prompts: list[Prompt] = []
     for source in config.data:
-        for row in _rows(source):
+        for number, row in enumerate(_rows(source)):
             if config.limit is not None and len(prompts) == config.limit:
                 return prompts
             ids, mask = row["input_ids"], row["loss_mask"]
+            if ids is None or mask is None:
+                raise TrainError(f"{source}: row {number} has no {' and '.join(_COLUMNS)}. Leave it out.")
             length = mask.index(1) if 1 in mask else len(ids)
             if length:
                 prompts.append(Prompt(ids=ids[:length], category=str(row.get("category") or "")))

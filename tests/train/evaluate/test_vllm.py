@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from specx.train.check import TrainedDraft
 from specx.train.draft import Draft
 from specx.train.evaluate.chain import CachedTarget
@@ -16,7 +18,6 @@ from specx.train.evaluate.decoder import DraftDecoder, load_draft
 from specx.train.evaluate.prompts import read_prompts
 from specx.train.export import export, read_trained, write_draft
 from specx.train.run import RunDirectory
-from transformers import AutoModelForCausalLM
 
 DRAFTED = 3
 
