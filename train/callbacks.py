@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,10 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 class StopOnInterrupt(Callback):
-    """Turns the first ^C into a stop behind the step in progress, so that the checkpoint is whole."""
+    """Turns the first ^C into a checkpoint behind the step in progress, and a stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Path) -> None:
         self.is_interrupted = False
+        self._checkpoint = checkpoint
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -39,8 +41,10 @@ class StopOnInterrupt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if ^C was pressed."""
+        """Save and stop if ^C was pressed."""
         if self.is_interrupted:
+            # Here and not when the loop has ended: that would count as the end of the run.
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
             trainer.should_stop = True
 
 

@@ -80,7 +80,7 @@ def _fit(config: TrainConfig, directory: RunDirectory, store: FeatureStore, data
         precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     module = _module(config, directory, store, len(data.plans), precision)
     is_resumed = directory.checkpoint.exists()
-    interrupt = StopOnInterrupt()
+    interrupt = StopOnInterrupt(directory.checkpoint)
     has_terminal = sys.stderr.isatty()
     callbacks: list[Callback] = [
         interrupt,
@@ -110,10 +110,10 @@ def _fit(config: TrainConfig, directory: RunDirectory, store: FeatureStore, data
     )
     with interrupt.listening(), _expected_warnings_silenced():
         trainer.fit(module, datamodule=data, ckpt_path=directory.checkpoint if is_resumed else None, weights_only=True)
-    trainer.save_checkpoint(directory.checkpoint, weights_only=False)
-    if interrupt.is_interrupted and trainer.global_step < len(data.plans):
+    if trainer.global_step < len(data.plans):
         _log.info("%s: stopped and saved at step %d; rerun to go on", directory.path, trainer.global_step)
         raise KeyboardInterrupt
+    trainer.save_checkpoint(directory.checkpoint, weights_only=False)
     if len(data.split.holdout):
         with _expected_warnings_silenced():
             trainer.validate(module, datamodule=data, verbose=False, weights_only=True)

@@ -5,6 +5,9 @@ import json
 import multiprocessing
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -148,3 +151,33 @@ def test_a_store_of_another_target_is_refused_on_resume(tmp_path: Path, store_co
 def test_the_full_vocabulary_is_exported_without_a_mapping(tmp_path: Path, tiny_store: Path) -> None:
     run(settings(tiny_store, tmp_path / "run", max_steps=2, draft_vocab_size=10_000))
     assert export(tmp_path / "run", tmp_path / "draft").tensors == 16
+
+
+def test_a_short_run_without_a_holdout_sums_up_its_last_batch_also_when_rerun(tmp_path: Path, tiny_store: Path) -> None:
+    config = settings(tiny_store, tmp_path / "run", max_steps=2, holdout_fraction=0.0, log_every=10)
+    first = run(config)
+    # As if it had been killed behind the last checkpoint.
+    (tmp_path / "run" / "result.json").unlink()
+    again = run(config)
+    assert (again.steps, again.tokens, again.loss) == (first.steps, first.tokens, first.loss)
+
+
+def test_interrupted_training_saves_its_step_and_the_rerun_goes_on_from_there(
+    tmp_path: Path, tiny_store: Path, undisturbed: Path
+) -> None:
+    out, run_file = tmp_path / "run", tmp_path / "run.yaml"
+    config = settings(tiny_store, out, checkpoint_every=1000)
+    run_file.write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-c", "from specx.cli import main; main()", "train", "--config", str(run_file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(loss_curve(out)) < 5:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, stderr
+    saved = len(loss_curve(out))
+    assert 5 <= saved < STEPS
+    assert f"stopped and saved at step {saved}" in stderr.splitlines()[-1]
+    assert run(config).steps == STEPS
+    found, expected = loss_curve(out), loss_curve(undisturbed)
+    assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
