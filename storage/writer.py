@@ -56,7 +56,6 @@ class FeatureWriter:
         self._rejected: list[Reject] = []
         self.committed_sequences = 0
         self.committed_tokens = 0
-        self.committed_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +111,6 @@ class FeatureWriter:
         self._store.records[record.unit] = record
         self.committed_sequences += len(self._ids)
         self.committed_tokens += self._part.tokens
-        self.committed_bytes += sum(stored.size for stored in objects)
         self._part = None
         self._ids, self._lengths, self._origins, self._rejected = [], [], [], []
 

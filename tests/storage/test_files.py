@@ -42,14 +42,14 @@ def test_a_path_below_its_root_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_room_is_told_with_what_to_do(tmp_path: Path, number: int) -> None:
     with (
-        pytest.raises(StoreFullError, match=r"What was committed is kept: free some space.*rerun"),
+        pytest.raises(StoreFullError, match=r"What was finished before is kept: free some space.*rerun"),
         disk_errors(tmp_path),
     ):
         raise OSError(number, os.strerror(number))
 
 
 def test_a_read_only_store_is_told_with_the_file(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"lse/c/0\. Choose a store you can write to"), disk_errors(tmp_path):
+    with pytest.raises(StoreError, match=r"lse/c/0\. Choose a place you can write to"), disk_errors(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied", "lse/c/0")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from specx.storage.errors import StoreCorruptError, StoreError
 from specx.storage.reader import FeatureReader, check_objects
 from specx.storage.schema import DatasetInfo, SequenceFeatures, array_specs
@@ -102,7 +103,9 @@ def test_a_unit_that_is_not_committed_is_refused(store: FeatureStore) -> None:
         FeatureReader(store, units=[0, 7])
 
 
-def test_reading_one_boundary_needs_no_other(damaged: FeatureStore, sequence: Callable[[int], SequenceFeatures]) -> None:
+def test_reading_one_boundary_needs_no_other(
+    damaged: FeatureStore, sequence: Callable[[int], SequenceFeatures]
+) -> None:
     shard = array_file(damaged, "aux_hidden", "shard")
     content = shard.read_bytes()
     try:
@@ -118,6 +121,25 @@ def test_reading_one_boundary_needs_no_other(damaged: FeatureStore, sequence: Ca
         shard.write_bytes(content)
 
 
+def refused_reads(reader: FeatureReader, name: str, sequence: Callable[[int], SequenceFeatures]) -> list[str]:
+    """Read one array of 6 sequences; what is not refused must be right. Return the refusals."""
+    refusals = []
+    for i in range(6):
+        expected = sequence(i).arrays()[name]
+        out = np.empty_like(expected)
+        try:
+            if name == "aux_hidden":
+                for column in range(out.shape[1]):
+                    reader.read(i, name, out[:, column], column)
+            else:
+                reader.read(i, name, out)
+        except StoreCorruptError as error:
+            refusals.append(str(error))
+        else:
+            assert out.tobytes() == expected.tobytes()
+    return refusals
+
+
 @pytest.mark.parametrize("kind", ["shard", "zarr.json"])
 @pytest.mark.parametrize("name", READ_ARRAYS)
 def test_a_flipped_byte_is_never_read_as_a_value(
@@ -131,20 +153,9 @@ def test_a_flipped_byte_is_never_read_as_a_value(
             flipped = bytearray(content)
             flipped[position] ^= int(rng.integers(1, 256))
             path.write_bytes(flipped)
-            reader = FeatureReader(FeatureStore.open(damaged.root))
-            refused = 0
-            for i in range(6):
-                expected = sequence(i)
-                out = np.empty_like(expected.arrays()[name])
-                try:
-                    for column in range(3) if name == "aux_hidden" else [None]:
-                        reader.read(i, name, out if column is None else out[:, column], column)
-                except StoreCorruptError as error:
-                    assert str(path) in str(error)
-                    refused += 1
-                else:
-                    assert out.tobytes() == expected.arrays()[name].tobytes()
-            assert refused, position
+            refusals = refused_reads(FeatureReader(FeatureStore.open(damaged.root)), name, sequence)
+            assert refusals, position
+            assert all(str(path) in refusal for refusal in refusals)
     finally:
         path.write_bytes(content)
 

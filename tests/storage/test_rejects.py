@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from specx.storage.rejects import read_rejects, write_rejects
 from specx.storage.schema import DatasetInfo, Reject
 from specx.storage.store import FeatureStore

@@ -61,14 +61,14 @@ def test_a_record_with_any_byte_flipped_is_refused(record: CommitRecord) -> None
     for position, flip in enumerate(flips.tolist()):
         damaged = bytearray(content)
         damaged[position] ^= flip
-        with pytest.raises(StoreError, match="u000003.json"):
+        with pytest.raises(StoreError, match=r"u000003\.json"):
             CommitRecord.from_bytes(bytes(damaged), PATH)
 
 
 def test_a_record_cut_short_anywhere_is_refused(record: CommitRecord) -> None:
     content = record.to_bytes()
     for length in range(len(content)):
-        with pytest.raises(StoreCorruptError, match="u000003.json"):
+        with pytest.raises(StoreCorruptError, match=r"u000003\.json"):
             CommitRecord.from_bytes(content[:length], PATH)
 
 

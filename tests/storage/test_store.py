@@ -1,6 +1,7 @@
 """Making, opening and refusing stores."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,16 @@ from specx.storage.writer import Origin
 Fill = Callable[..., FeatureStore]
 
 
-@pytest.fixture
-def store(tmp_path: Path, fill: Fill) -> FeatureStore:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, fill: Fill) -> Path:
     """A store of 7 sequences in 3 parts."""
-    return fill(tmp_path / "store", 7, tokens_per_part=200)
+    return fill(tmp_path_factory.mktemp("filled") / "store", 7, tokens_per_part=200).root
+
+
+@pytest.fixture
+def store(tmp_path: Path, filled: Path) -> FeatureStore:
+    """A copy of ``filled``, to be damaged."""
+    return FeatureStore.open(shutil.copytree(filled, tmp_path / "store"))
 
 
 def replace_record(store: FeatureStore, unit: int, record: CommitRecord) -> None:
@@ -101,8 +108,8 @@ def test_a_url_is_refused(info: DatasetInfo, url: str) -> None:
         FeatureStore.create(url, info)
 
 
-def test_a_store_of_another_target_is_refused_and_left_as_it_is(tmp_path: Path, fill: Fill, info: DatasetInfo) -> None:
-    fill(tmp_path / "store", 2, tokens_per_part=50)
+def test_a_store_of_another_target_is_refused_and_left_as_it_is(tmp_path: Path, info: DatasetInfo) -> None:
+    FeatureStore.create(tmp_path / "store", info)
     before = (tmp_path / "store" / "dataset.json").read_bytes()
     other = info.model_copy(update={"target": info.target.model_copy(update={"weights_hash": "c" * 64})})
     with pytest.raises(StoreMismatchError, match=r"target\.weights_hash is b+ in the store, c+ in this run"):
@@ -110,8 +117,8 @@ def test_a_store_of_another_target_is_refused_and_left_as_it_is(tmp_path: Path, 
     assert (tmp_path / "store" / "dataset.json").read_bytes() == before
 
 
-def test_a_store_with_another_codec_is_refused(tmp_path: Path, fill: Fill, info: DatasetInfo) -> None:
-    fill(tmp_path / "store", 1, tokens_per_part=50)
+def test_a_store_with_another_codec_is_refused(tmp_path: Path, info: DatasetInfo) -> None:
+    FeatureStore.create(tmp_path / "store", info)
     with pytest.raises(StoreMismatchError, match="codec is lossless in the store, none in this run"):
         FeatureStore.create(tmp_path / "store", info.model_copy(update={"codec": "none"}))
 

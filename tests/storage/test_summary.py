@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from specx.storage.rejects import write_rejects
 from specx.storage.schema import DatasetInfo, Reject, SequenceFeatures, array_specs
 from specx.storage.store import FeatureStore
@@ -15,9 +16,9 @@ Fill = Callable[..., FeatureStore]
 N = 8
 
 
-@pytest.fixture
-def store(tmp_path: Path, fill: Fill) -> FeatureStore:
-    return fill(tmp_path / "store", N, tokens_per_part=200)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, fill: Fill) -> FeatureStore:
+    return fill(tmp_path_factory.mktemp("summary") / "store", N, tokens_per_part=200)
 
 
 def test_bytes_are_those_of_the_files_on_disk(store: FeatureStore) -> None:
@@ -55,7 +56,8 @@ def test_settings_and_target_are_those_of_the_store(store: FeatureStore, info: D
         assert numbers[key] == value, key
 
 
-def test_rejected_rows_are_counted_once(store: FeatureStore) -> None:
+def test_rejected_rows_are_counted_once(tmp_path: Path, info: DatasetInfo) -> None:
+    store = FeatureStore.create(tmp_path / "store", info)
     reject = Reject(source="a", row=1, reason="too_long", detail="")
     write_rejects(store, [reject])
     write_rejects(store, [reject, reject.model_copy(update={"row": 2})])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from specx.storage.errors import StoreError
 from specx.storage.hashing import sequence_id
 from specx.storage.part import SEQUENCE_TABLE, PartWriter
@@ -25,16 +26,23 @@ def store(tmp_path_factory: pytest.TempPathFactory, fill: Fill) -> FeatureStore:
     return fill(tmp_path_factory.mktemp("verify") / "store", 5, 10_000)
 
 
-@pytest.fixture
-def raw_store(
-    tmp_path: Path, info: DatasetInfo, make_features: Callable[[int, int], SequenceFeatures]
-) -> FeatureStore:
+@pytest.fixture(scope="module")
+def raw(
+    tmp_path_factory: pytest.TempPathFactory, info: DatasetInfo, make_features: Callable[[int, int], SequenceFeatures]
+) -> Path:
     """Two parts of equal size, of two shards each, without compression: files that fit in each other's place."""
-    store = FeatureStore.create(tmp_path / "store", info.model_copy(update={"codec": "none"}))
+    path = tmp_path_factory.mktemp("raw") / "store"
+    store = FeatureStore.create(path, info.model_copy(update={"codec": "none"}))
     with FeatureWriter(store, tokens_per_part=8192) as writer:
         for i in range(2):
             writer.add(make_features(8192, i), Origin(source="made-up", row=i))
-    return store
+    return path
+
+
+@pytest.fixture
+def raw_store(tmp_path: Path, raw: Path) -> FeatureStore:
+    """A copy of ``raw``, to be damaged."""
+    return FeatureStore.open(shutil.copytree(raw, tmp_path / "store"))
 
 
 def problems(path: Path) -> list[str]:
@@ -74,7 +82,8 @@ def test_a_flipped_byte_of_any_file_is_found(store: FeatureStore, key: str) -> N
             flipped[position] ^= int(rng.integers(1, 256))
             path.write_bytes(flipped)
             (problem,) = problems(store.root)
-            assert problem.startswith(f"{path}: checksum ")
+            assert problem.startswith(f"{path}: ")
+            assert "checksum" in problem
             assert str(store.commit_path(0)) in problem
     finally:
         path.write_bytes(content)
@@ -146,7 +155,9 @@ def test_every_damaged_part_is_named_and_the_sound_ones_are_counted(tmp_path: Pa
     (store.part_path(store.records[2]) / "lse" / "zarr.json").unlink()
     result = verify(FeatureStore.open(store.root))
     assert len(result.problems) == 2
-    assert result.sequences == sum(len(store.records[unit].sequences.ids) for unit in store.records if unit not in (0, 2))
+    assert result.sequences == sum(
+        len(store.records[unit].sequences.ids) for unit in store.records if unit not in (0, 2)
+    )
     with pytest.raises(StoreError, match=r"2 damaged: .*missing.* \(and 1 more\)$"):
         require_sound(store, result)
 

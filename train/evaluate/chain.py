@@ -5,7 +5,6 @@ Shapes: T tokens of one forward, L boundaries, H hidden size.
 
 import logging
 import time
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from .decoder import DraftDecoder, ExportedDraft, load_draft
 from .prompts import Prompt
 from .result import Decoding, Generation
+from .task import DecodingTask
 
 _log = logging.getLogger(__name__)
 
@@ -44,73 +44,48 @@ class CachedTarget:
             self._cache.crop(-count)
 
 
-def decode(
-    *,
-    target: Path,
-    draft: Path,
-    prompts: list[Prompt],
-    num_speculative_tokens: int,
-    max_new_tokens: int,
-    stop_ids: set[int],
-    dtype: torch.dtype,
-) -> tuple[Decoding, Decoding]:
+def decode(task: DecodingTask) -> tuple[Decoding, Decoding]:
     """Decode greedily with the draft, then without; return both passes."""
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(task.target, dtype=task.dtype, local_files_only=True)
     model.requires_grad_(False)
-    exported = load_draft(draft, dtype)
+    exported = load_draft(task.draft, model.dtype)
     passes = []
-    for count in (num_speculative_tokens, 0):
+    for count in (task.num_speculative_tokens, 0):
         started = time.monotonic()
-        generations = [
-            generate(
-                model,
-                exported,
-                prompt,
-                num_speculative_tokens=count,
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-            )
-            for prompt in prompts
-        ]
+        generations = [generate(model, exported, prompt, task, count) for prompt in task.prompts]
         passes.append(Decoding(generations=generations, seconds=time.monotonic() - started))
-        _log.info("%d prompts decoded with %d drafted tokens a step", len(prompts), count)
+        _log.info("%d prompts decoded with %d drafted tokens a step", len(task.prompts), count)
     return passes[0], passes[1]
 
 
 def generate(
-    model: PreTrainedModel,
-    exported: ExportedDraft,
-    prompt: Prompt,
-    *,
-    num_speculative_tokens: int,
-    max_new_tokens: int,
-    stop_ids: set[int],
+    model: PreTrainedModel, exported: ExportedDraft, prompt: Prompt, task: DecodingTask, num_drafted: int
 ) -> Generation:
-    """Decode one prompt greedily; 0 speculative tokens is the target alone."""
+    """Decode one prompt greedily with ``num_drafted`` tokens a step; 0 is the target alone."""
     target = CachedTarget(model, exported.draft.spec.boundaries)
     decoder = DraftDecoder(exported, model.get_input_embeddings().get_parameter("weight"))
     following, aux_hidden = target.forward(prompt.ids)
     output = [following[-1]]
-    if num_speculative_tokens:
+    if num_drafted:
         decoder.extend([*prompt.ids[1:], output[-1]], aux_hidden)
     accepted: list[int] = []
-    room = model.config.max_position_embeddings - num_speculative_tokens
-    while len(output) < max_new_tokens and output[-1] not in stop_ids and len(prompt.ids) + len(output) < room:
-        proposed = decoder.propose(num_speculative_tokens) if num_speculative_tokens else []
+    longest = min(task.max_new_tokens, model.config.max_position_embeddings - num_drafted - len(prompt.ids))
+    while len(output) < longest and output[-1] not in task.stop_ids:
+        proposed = decoder.propose(num_drafted) if num_drafted else []
         following, aux_hidden = target.forward([output[-1], *proposed])
         count = 0
         while count < len(proposed) and proposed[count] == following[count]:
             count += 1
         target.forget_last(len(proposed) - count)
         emitted = following[: count + 1]
-        if num_speculative_tokens:
+        if num_drafted:
             decoder.extend(emitted, aux_hidden[: count + 1])
             accepted.append(count)
-        stop = next((i + 1 for i, token in enumerate(emitted) if token in stop_ids), len(emitted))
+        stop = next((i + 1 for i, token in enumerate(emitted) if token in task.stop_ids), len(emitted))
         output += emitted[:stop]
     return Generation(
         prompt_length=len(prompt.ids),
         category=prompt.category,
-        output_ids=output[:max_new_tokens],
+        output_ids=output[: task.max_new_tokens],
         accepted=accepted,
     )

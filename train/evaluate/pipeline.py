@@ -11,6 +11,7 @@ from ..errors import TrainError
 from .config import EvaluateConfig
 from .prompts import read_prompts
 from .result import EvaluateSummary, summarise
+from .task import DecodingTask
 
 
 def run(config: EvaluateConfig) -> EvaluateSummary:
@@ -24,39 +25,30 @@ def run(config: EvaluateConfig) -> EvaluateSummary:
             f"{', '.join(config.data)}: token id {wrong[0]}, the vocabulary of {target} has {vocab_size}. "
             "Give prompts of this target."
         )
-    dtype = config.dtype
-    if dtype == "auto" and not torch.cuda.is_available():
-        dtype = "float32"
-    stop_ids = _stop_ids(target)
+    # On a CPU bfloat16 decides near-ties by chance, and then nothing is lossless.
+    is_exact = config.dtype == "auto" and not torch.cuda.is_available()
+    task = DecodingTask(
+        target=target,
+        draft=draft,
+        prompts=prompts,
+        num_speculative_tokens=config.num_speculative_tokens,
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=_stop_ids(target),
+        temperature=config.temperature,
+        dtype="float32" if is_exact else config.dtype,
+    )
     if config.engine == "vllm":
         from . import vllm
 
-        drafted, baseline = vllm.decode(
-            target=target,
-            draft=draft,
-            prompts=prompts,
-            num_speculative_tokens=config.num_speculative_tokens,
-            max_new_tokens=config.max_new_tokens,
-            stop_ids=stop_ids,
-            dtype=dtype,
-            temperature=config.temperature,
+        drafted, baseline = vllm.decode(task)
+    elif config.temperature:
+        raise TrainError(
+            f"--engine transformers is greedy, found --temperature {config.temperature}. Use --engine vllm."
         )
     else:
-        if config.temperature:
-            raise TrainError(
-                f"--engine transformers is greedy, found --temperature {config.temperature}. Use --engine vllm."
-            )
         from . import chain
 
-        drafted, baseline = chain.decode(
-            target=target,
-            draft=draft,
-            prompts=prompts,
-            num_speculative_tokens=config.num_speculative_tokens,
-            max_new_tokens=config.max_new_tokens,
-            stop_ids=stop_ids,
-            dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype),
-        )
+        drafted, baseline = chain.decode(task)
     return summarise(
         drafted,
         baseline,
@@ -76,11 +68,11 @@ def _model_config(path: Path, option: str, *, is_draft: bool) -> dict[str, Any]:
     return config
 
 
-def _stop_ids(target: Path) -> set[int]:
+def _stop_ids(target: Path) -> frozenset[int]:
     """Return the ids that end a generation, by the target's own generation config."""
     path = target / "generation_config.json"
     source = path if path.is_file() else target / CONFIG_FILE
     ids = json.loads(source.read_text()).get("eos_token_id")
     if ids is None:
-        return set()
-    return set(ids) if isinstance(ids, list) else {ids}
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list) else [ids])

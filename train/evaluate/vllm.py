@@ -10,35 +10,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import TrainError
-from .prompts import Prompt
 from .result import Decoding, Generation
+from .task import DecodingTask
 
 # Read by vLLM when it is imported. Its log must not mix with the summary on stdout.
 _ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
 
 
-def decode(
-    *,
-    target: Path,
-    draft: Path,
-    prompts: list[Prompt],
-    num_speculative_tokens: int,
-    max_new_tokens: int,
-    stop_ids: set[int],
-    dtype: str,
-    temperature: float,
-) -> tuple[Decoding, Decoding]:
+def decode(task: DecodingTask) -> tuple[Decoding, Decoding]:
     """Decode with the draft, then without; return both passes. Raises TrainError without vLLM."""
-    speculative = {"method": "eagle3", "model": str(draft), "num_speculative_tokens": num_speculative_tokens}
-    drafted = _decode(target, prompts, max_new_tokens, stop_ids, dtype, temperature, speculative)
-    baseline = _decode(target, prompts, max_new_tokens, stop_ids, dtype, temperature, None)
-    return drafted, baseline
+    speculative = {
+        "method": "eagle3",
+        "model": str(task.draft),
+        "num_speculative_tokens": task.num_speculative_tokens,
+    }
+    return _decode(task, speculative), _decode(task, None)
 
 
 def load_engine(target: Path, dtype: str, speculative: dict[str, Any] | None) -> Any:
@@ -57,34 +51,30 @@ def load_engine(target: Path, dtype: str, speculative: dict[str, Any] | None) ->
         dtype=dtype,
         speculative_config=speculative,
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        # Graphs are for GPUs; compiling for a CPU takes longer than most evaluations.
+        enforce_eager=not torch.cuda.is_available(),
         disable_log_stats=False,
         enable_prefix_caching=False,
         per_request_spec_decode_metrics="detailed" if speculative else "none",
     )
 
 
-def _decode(
-    target: Path,
-    prompts: list[Prompt],
-    max_new_tokens: int,
-    stop_ids: set[int],
-    dtype: str,
-    temperature: float,
-    speculative: dict[str, Any] | None,
-) -> Decoding:
-    engine = load_engine(target, dtype, speculative)
+def _decode(task: DecodingTask, speculative: dict[str, Any] | None) -> Decoding:
+    engine = load_engine(task.target, task.dtype, speculative)
     from vllm import SamplingParams
 
     sampling = SamplingParams(
-        max_tokens=max_new_tokens, temperature=temperature, stop_token_ids=sorted(stop_ids), detokenize=False
+        max_tokens=task.max_new_tokens,
+        temperature=task.temperature,
+        stop_token_ids=sorted(task.stop_ids),
+        detokenize=False,
     )
-    inputs = [{"prompt_token_ids": prompt.ids} for prompt in prompts]
+    inputs = [{"prompt_token_ids": prompt.ids} for prompt in task.prompts]
     started = time.monotonic()
     outputs = engine.generate(inputs, sampling)
     seconds = time.monotonic() - started
     generations = []
-    for prompt, request in zip(prompts, outputs, strict=True):
+    for prompt, request in zip(task.prompts, outputs, strict=True):
         completion = request.outputs[0]
         counters = completion.spec_decode_metrics
         generations.append(
