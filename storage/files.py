@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import google_crc32c
+import xxhash
 
 from .errors import StoreCorruptError, StoreError, StoreFullError
 
@@ -67,13 +67,17 @@ def publish(path: Path, content: bytes) -> bool:
     return True
 
 
-def file_crc32c(path: Path) -> int:
-    """Return the crc32c of a whole file."""
-    crc = 0
+def file_hash(path: Path) -> str:
+    """Return the XXH3 128-bit hash of a whole file, as hex.
+
+    No crc32c: the chunks of a shard end in theirs, and the crc of what ends in its own crc does not
+    depend on the content, so that all shards of a shape would have the same.
+    """
+    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
-            crc = google_crc32c.extend(crc, block)
-    return int(crc)
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def inside(root: Path, key: str) -> Path:

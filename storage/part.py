@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from .codecs import compressors
-from .files import file_crc32c, fsync_tree
+from .files import file_hash, fsync_tree
 from .hashing import SEQUENCE_ID_BYTES
 from .schema import (
     FORMAT_VERSION,
@@ -112,7 +112,7 @@ class PartWriter:
             )
         fsync_tree(self.path)
         return tuple(
-            StoredObject(key=file.relative_to(self.path).as_posix(), size=file.stat().st_size, crc32c=file_crc32c(file))
+            StoredObject(key=file.relative_to(self.path).as_posix(), size=file.stat().st_size, xxh128=file_hash(file))
             for file in sorted(self.path.rglob("*"))
             if file.is_file()
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import StoreCorruptError
-from .files import inside
+from .files import file_hash, inside
 from .schema import Array, CommitRecord, DatasetInfo, SequenceFeatures, array_specs
 from .shards import ShardedRows
 from .store import FeatureStore, catalogue
@@ -65,6 +65,7 @@ class FeatureReader:
         sequence's length. ``column`` picks one boundary of ``aux_hidden``; ``out`` is then (T, H).
         Raises StoreCorruptError where a byte differs from what was committed.
         """
+        assert len(out) <= self.catalogue.length[sequence], "T is longer than the sequence"
         self._part(sequence).read(name, int(self.catalogue.offset[sequence]), out, column)
 
     def features(self, sequence: int) -> SequenceFeatures:
@@ -86,9 +87,10 @@ class FeatureReader:
 
 
 def check_objects(store: FeatureStore, record: CommitRecord) -> None:
-    """Raise StoreCorruptError unless every file of a part is there with its size.
+    """Raise StoreCorruptError unless every file of a part is there with its size, and its metadata is whole.
 
-    Zarr libraries read a missing shard as zeros, so this comes before any reading.
+    Zarr libraries read a missing shard as zeros, and chunk checksums do not cover metadata, so this
+    comes before any reading.
     """
     part = store.part_path(record)
     for stored in record.objects:
@@ -98,5 +100,10 @@ def check_objects(store: FeatureStore, record: CommitRecord) -> None:
             found = "missing" if size is None else f"{size} bytes"
             raise StoreCorruptError(
                 f"{path}: {found}, the commit record says {stored.size} bytes. Delete "
+                f"{store.commit_path(record.unit)} and rerun `specx extract`: only its sequences are extracted again."
+            )
+        if path.name == "zarr.json" and file_hash(path) != stored.xxh128:
+            raise StoreCorruptError(
+                f"{path}: the metadata was changed since it was committed. Delete "
                 f"{store.commit_path(record.unit)} and rerun `specx extract`: only its sequences are extracted again."
             )

@@ -94,7 +94,8 @@ class StoredObject(Record):
     key: str
     """Path relative to the part."""
     size: int
-    crc32c: int
+    xxh128: str
+    """XXH3 128-bit hash of the file, hex."""
 
 
 class Reject(Record):

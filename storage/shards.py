@@ -90,7 +90,7 @@ class ShardedRows:
             checksum = os.pread(descriptor, _CRC_BYTES, offset + size - _CRC_BYTES)
         finally:
             os.close(descriptor)
-        if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
+        if len(checksum) != _CRC_BYTES or google_crc32c.value(content) != _number(checksum):
             raise StoreCorruptError(_damaged(path, f"the checksum of chunk {position} does not match its bytes"))
         values = np.frombuffer(blosc.decompress(content) if self._is_blosc else content, self._dtype)
         return values.reshape(self._chunk)
@@ -99,9 +99,13 @@ class ShardedRows:
         size = int(np.prod(self._index_shape)) * 8
         at = os.fstat(descriptor).st_size - size - _CRC_BYTES
         content = os.pread(descriptor, size + _CRC_BYTES, at) if at >= 0 else b""
-        if google_crc32c.value(content[:size]) != int.from_bytes(content[size:], "little"):
+        if len(content) != size + _CRC_BYTES or google_crc32c.value(content[:size]) != _number(content[size:]):
             raise StoreCorruptError(_damaged(path, "the checksum of the shard's index does not match its bytes"))
         return np.frombuffer(content[:size], "<u8").reshape(self._index_shape)
+
+
+def _number(checksum: bytes) -> int:
+    return int.from_bytes(checksum, "little")
 
 
 def _damaged(path: Path, what: str) -> str:

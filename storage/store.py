@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import StoreCorruptError, StoreError
-from .files import disk_errors, inside, publish
+from .files import TEMPORARY_PREFIX, disk_errors, inside, publish
 from .hashing import SEQUENCE_ID_BYTES
 from .schema import CommitRecord, DatasetInfo, parse_record
 
@@ -98,12 +98,13 @@ class FeatureStore:
         """
         root = _local(path)
         if not (root / DATASET_FILE).exists():
-            if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            if root.exists() and (not root.is_dir() or any(map(_is_strange, root.iterdir()))):
                 raise StoreError(f"{root}: not empty and not a feature store. Choose another --store.")
             with disk_errors(root):
-                for name in (PARTS_DIRECTORY, COMMITS_DIRECTORY):
-                    (root / name).mkdir(parents=True, exist_ok=True)
                 publish(root / DATASET_FILE, info.model_dump_json(indent=2).encode())
+        with disk_errors(root):
+            for name in (PARTS_DIRECTORY, COMMITS_DIRECTORY):
+                (root / name).mkdir(exist_ok=True)
         store = cls.open(root)
         store.info.require_same(info, root)
         return store
@@ -113,19 +114,21 @@ class FeatureStore:
         """Holds the target's config, tokenizer and ``head.safetensors``."""
         return self.root / TARGET_DIRECTORY
 
-    def refresh(self) -> list[CommitRecord]:
-        """Read the commit records published since the last look, and return them."""
-        fresh = []
-        for path in sorted((self.root / COMMITS_DIRECTORY).glob("u*.json")):
-            if path.stem[1:].isdecimal() and int(path.stem[1:]) not in self.records:
+    def refresh(self) -> None:
+        """Read the commit records published since the last look."""
+        while fresh := [path for path in self._commit_paths() if int(path.stem[1:]) not in self.records]:
+            for path in fresh:
                 record = CommitRecord.from_bytes(path.read_bytes(), path)
                 if self.commit_path(record.unit) != path:
                     raise StoreCorruptError(
                         f"{path}: the record says it is of unit {record.unit}. Delete it and rerun `specx extract`."
                     )
                 self.records[record.unit] = record
-                fresh.append(record)
-        return fresh
+            # Again: a listing made while others publish may show a record and lack the one before it.
+
+    def _commit_paths(self) -> list[Path]:
+        paths = sorted((self.root / COMMITS_DIRECTORY).glob("u*.json"))
+        return [path for path in paths if path.stem[1:].isdecimal()]
 
     def record(self, unit: int) -> CommitRecord:
         """Return the record of a unit; raise StoreError if it is not committed (any more)."""
@@ -144,6 +147,11 @@ class FeatureStore:
     def catalogue(self) -> Catalogue:
         """Return every committed sequence."""
         return catalogue(self.records)
+
+
+def _is_strange(path: Path) -> bool:
+    """Whether a file is there for another reason than that a store is being made, or its making was killed."""
+    return path.name != DATASET_FILE and not path.name.startswith(TEMPORARY_PREFIX)
 
 
 def _local(path: str | Path) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import zarr
 
 from .errors import StoreCorruptError, StoreError
-from .files import file_crc32c, inside
+from .files import file_hash, inside
 from .hashing import sequence_id
 from .part import SEQUENCE_TABLE
 from .reader import PartReader, check_objects
@@ -49,7 +49,7 @@ def verify(store: FeatureStore) -> Verification:
         result.tokens += sum(record.sequences.lengths)
         result.bytes += sum(stored.size for stored in record.objects)
     for folder, is_published in ((PARTS_DIRECTORY, named.__contains__), (COMMITS_DIRECTORY, _is_record)):
-        leftovers = (path for path in sorted((store.root / folder).iterdir()) if not is_published(path.name))
+        leftovers = (path for path in sorted((store.root / folder).glob("*")) if not is_published(path.name))
         result.unreferenced += [path.relative_to(store.root).as_posix() for path in leftovers]
     return result
 
@@ -71,10 +71,10 @@ def _verify_unit(store: FeatureStore, record: CommitRecord) -> None:
     how_to_mend = f"Delete {store.commit_path(record.unit)} and rerun `specx extract`."
     for stored in record.objects:
         path = inside(part, stored.key)
-        found = file_crc32c(path)
-        if found != stored.crc32c:
+        found = file_hash(path)
+        if found != stored.xxh128:
             raise StoreCorruptError(
-                f"{path}: checksum {found:08x}, the commit record says {stored.crc32c:08x}. {how_to_mend}"
+                f"{path}: its hash is {found}, the commit record says {stored.xxh128}. {how_to_mend}"
             )
     columns = record.sequences
     offsets = np.concatenate([[0], np.cumsum(columns.lengths)])

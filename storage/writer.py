@@ -47,8 +47,8 @@ class FeatureWriter:
         self._store = store
         self._tokens_per_part = tokens_per_part
         self._known: set[bytes] = set()
-        for record in store.records.values():
-            self._learn(record)
+        self._seen_units: set[int] = set()
+        self._learn_commits()
         self._part: PartWriter | None = None
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
@@ -63,9 +63,10 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.commit()
-        else:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
             self._discard()
 
     def __contains__(self, identifier: bytes) -> bool:
@@ -94,31 +95,29 @@ class FeatureWriter:
 
     def commit(self) -> None:
         """Make the unit in progress visible; nothing happens if it is empty."""
-        if self._part is None:
-            return
         with disk_errors(self._store.root):
-            objects = self._part.close(self._ids)
-            while True:
-                taken = self._taken_by_others()
-                if taken:
+            objects = self._part.close(self._ids) if self._part else ()
+            while part := self._part:
+                if taken := self._learn_commits() & set(self._ids):
                     self._keep_only([i for i, identifier in enumerate(self._ids) if identifier not in taken])
-                    if not self._ids:
-                        return
-                    objects = self._part.close(self._ids)
-                record = self._record(objects)
+                    objects = self._part.close(self._ids) if self._part else ()
+                    continue
+                record = self._record(part, objects)
+                # From here on the part may be visible, and whatever happens must not remove it.
+                self._part = None
                 if publish(self._store.commit_path(record.unit), record.to_bytes()):
-                    break
-        self._store.records[record.unit] = record
-        self.committed_sequences += len(self._ids)
-        self.committed_tokens += self._part.tokens
-        self._part = None
+                    self._store.records[record.unit] = record
+                    self._seen_units.add(record.unit)
+                    self.committed_sequences += len(self._ids)
+                    self.committed_tokens += part.tokens
+                else:
+                    self._part = part
         self._ids, self._lengths, self._origins, self._rejected = [], [], [], []
 
-    def _record(self, objects: tuple[StoredObject, ...]) -> CommitRecord:
-        assert self._part is not None
+    def _record(self, part: PartWriter, objects: tuple[StoredObject, ...]) -> CommitRecord:
         return CommitRecord(
             unit=self._next_unit(),
-            part=self._part.path.name,
+            part=part.path.name,
             sequences=SequenceColumns(
                 ids=tuple(identifier.hex() for identifier in self._ids),
                 lengths=tuple(self._lengths),
@@ -132,14 +131,12 @@ class FeatureWriter:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         ).sealed()
 
-    def _taken_by_others(self) -> set[bytes]:
-        committed: set[bytes] = set()
-        for record in self._store.refresh():
-            committed |= self._learn(record)
-        return committed & set(self._ids)
-
-    def _learn(self, record: CommitRecord) -> set[bytes]:
-        identifiers = {bytes.fromhex(identifier) for identifier in record.sequences.ids}
+    def _learn_commits(self) -> set[bytes]:
+        """Take note of what was committed since the last look, and return its sequences."""
+        self._store.refresh()
+        fresh = self._store.records.keys() - self._seen_units
+        identifiers = {bytes.fromhex(i) for unit in fresh for i in self._store.records[unit].sequences.ids}
+        self._seen_units |= fresh
         self._known |= identifiers
         return identifiers
 

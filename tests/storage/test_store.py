@@ -63,11 +63,10 @@ def test_refresh_shows_what_others_committed_since(tmp_path: Path, fill: Fill) -
     reader = FeatureStore.open(tmp_path / "store")
     before = dict(reader.records)
     fill(tmp_path / "store", 4, tokens_per_part=50)
-    fresh = reader.refresh()
-    assert fresh
-    assert before.keys().isdisjoint(record.unit for record in fresh)
+    assert reader.records == before
+    reader.refresh()
+    assert len(reader.records) > len(before)
     assert reader.records == FeatureStore.open(tmp_path / "store").records
-    assert reader.refresh() == []
 
 
 def test_a_directory_that_is_no_store_is_not_opened(tmp_path: Path) -> None:
@@ -95,8 +94,8 @@ def test_an_empty_directory_becomes_a_store(tmp_path: Path, info: DatasetInfo) -
 
 
 def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path, info: DatasetInfo) -> None:
-    FeatureStore.create(tmp_path / "store", info)
-    (tmp_path / "store" / "dataset.json").rename(tmp_path / "store" / ".tmp-1-dataset.json")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".tmp-1-dataset.json").write_text("{")
     assert FeatureStore.create(tmp_path / "store", info).info == info
 
 
