@@ -112,7 +112,7 @@ def test_store_verify_exits_with_1_where_there_is_damage(specx: Specx, store_cop
     damaged = specx("store", "verify", store_copy, "--json")
     assert damaged.returncode == 1
     (problem,) = last_line(damaged)["problems"]
-    assert problem.startswith(f"{shard}: checksum ")
+    assert problem.startswith(f"{shard}: its hash is ")
     assert damaged.stderr.splitlines()[-1].startswith(f"specx: {store_copy}: 1 damaged: {shard}")
 
 
