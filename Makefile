@@ -1,4 +1,4 @@
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Nothing is fetched from a hub, nothing is reported to anybody.
 export HF_HUB_OFFLINE := 1
@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/specx evaluate --draft demo/draft --target $(TARGET) --data $(ANSWERS)/dev.parquet --json
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not gpu"
 
 lint: setup
 	$(BIN)/ruff format --check .

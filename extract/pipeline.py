@@ -49,26 +49,25 @@ def run(config: ExtractConfig) -> ExtractSummary:
     info = _dataset_info(config, target)
     store = FeatureStore.create(config.store, info)
     copy_into(target, store)
-    rejects: list[Reject] = []
     counts = Counts()
     try:
         with (
             FeatureWriter(store, tokens_per_part=config.tokens_per_part) as writer,
             reporter(config.limit) as shown,
         ):
-            _extract(config, target, info, writer, rejects, counts, shown)
+            _extract(config, target, info, writer, counts, shown)
     except KeyboardInterrupt:
         _log.info("%s: interrupted; %d sequences are committed, rerun to go on", store.root, len(store.catalogue()))
         raise
     finally:
-        write_rejects(store, rejects)
+        write_rejects(store, counts.rejects)
     seconds = time.monotonic() - started
     _log.info("%s: %d sequences committed by this run", store.root, writer.committed_sequences)
     return ExtractSummary(
         sequences=writer.committed_sequences,
         tokens=writer.committed_tokens,
         reused=counts.reused + counts.sequences - writer.committed_sequences,
-        rejected=counts.rejected,
+        rejected=len(counts.rejects),
         bytes_per_token=summary(store)["bytes_per_token"],
         tokens_per_s=round(writer.committed_tokens / seconds, 1),
         seconds=round(seconds, 2),
@@ -80,7 +79,6 @@ def _extract(
     target: Target,
     info: DatasetInfo,
     writer: FeatureWriter,
-    rejects: list[Reject],
     counts: Counts,
     shown: Reporter,
 ) -> None:
@@ -102,8 +100,7 @@ def _extract(
                     origin = row.origin
                     reject = Reject(source=origin.source, row=origin.row, reason="not_finite", detail=str(error))
         if reject is not None:
-            counts.rejected += 1
-            rejects.append(reject)
+            counts.rejects.append(reject)
             writer.reject(reject)
         shown.show(counts)
 
@@ -113,17 +110,13 @@ def _dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:
         raise TargetError(f"{target.path}: top_k {config.top_k} is larger than the vocabulary, {target.vocab_size}.")
     return DatasetInfo(
         target=identify(target),
-        compute_dtype=_compute_dtype(config, target),
+        compute_dtype=target.dtype if config.dtype == "auto" else config.dtype,
         boundaries=resolve_boundaries(target, config.boundaries),
         hidden_size=target.hidden_size,
         vocab_size=target.vocab_size,
         top_k=config.top_k,
         codec=config.codec,
     )
-
-
-def _compute_dtype(config: ExtractConfig, target: Target) -> str:
-    return target.dtype if config.dtype == "auto" else config.dtype
 
 
 def _engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:

@@ -4,10 +4,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..storage.schema import Reject
 
 _LINE_EVERY_S = 10.0
 
@@ -22,7 +24,7 @@ class Counts:
     sequences: int = 0
     tokens: int = 0
     reused: int = 0
-    rejected: int = 0
+    rejects: list[Reject] = field(default_factory=list)
 
 
 class Reporter:
@@ -39,7 +41,7 @@ class Reporter:
         if self._progress is None and now - self._last_line < _LINE_EVERY_S:
             return
         rate = counts.tokens / max(now - self._started, 1e-9)
-        note = f"{counts.tokens:,} tokens, {rate:,.0f}/s, {counts.reused} reused, {counts.rejected} rejected"
+        note = f"{counts.tokens:,} tokens, {rate:,.0f}/s, {counts.reused} reused, {len(counts.rejects)} rejected"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=counts.rows, note=note)
         else:

@@ -15,6 +15,14 @@ from .rope import rotary_embedding, rotate
 from .spec import DraftSpec
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with the weight brought to the input's type: autocast mixes them, and the fused kernel refuses."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (…, H) to (…, H)."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class DraftAttention(nn.Module):
     """Projections of the one attention; its inputs are the embedding and the hidden state, side by side."""
 
@@ -69,10 +77,10 @@ class DraftLayer(nn.Module):
 
     def __init__(self, spec: DraftSpec) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.hidden_norm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.hidden_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.self_attn = DraftAttention(spec)
-        self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.mlp = DraftMLP(spec.hidden_size, spec.intermediate_size)
 
     def attention_inputs(self, embedded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -95,9 +103,9 @@ class Draft(nn.Module):
         H, L = spec.hidden_size, len(spec.boundaries)
         self.fc = nn.Linear(L * H, H, bias=False)
         if spec.fc_norm:
-            self.fc_norm = nn.ModuleList(nn.RMSNorm(H, spec.rms_norm_eps) for _ in range(L))
+            self.fc_norm = nn.ModuleList(RMSNorm(H, spec.rms_norm_eps) for _ in range(L))
         self.midlayer = DraftLayer(spec)
-        self.norm = nn.RMSNorm(H, spec.rms_norm_eps)
+        self.norm = RMSNorm(H, spec.rms_norm_eps)
         self.lm_head = nn.Linear(H, spec.draft_vocab_size, bias=False)
         self.rotary = rotary_embedding(spec.model_dump())
 

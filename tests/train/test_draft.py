@@ -1,5 +1,6 @@
 """The unrolled step against the draft as an engine runs it."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -54,3 +55,12 @@ def test_padding_gives_finite_values(draft: Draft, batch: Batch, embed_tokens: t
 def test_rows_shorter_than_the_unroll_are_allowed(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
     short = Batch(**{name: getattr(batch, name)[:, :3] for name in Batch.__slots__})
     assert [output.shape[1] for output in unroll(draft, short, embed_tokens, steps=6)] == [3] * 6
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_cpu_computes(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+    expected = unroll(draft, batch, embed_tokens)
+    device = torch.device("cuda")
+    found = unroll(draft.to(device), batch.to(device), embed_tokens.to(device))
+    for ours, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), reference, rtol=1e-4, atol=1e-4)

@@ -181,3 +181,10 @@ def test_interrupted_training_saves_its_step_and_the_rerun_goes_on_from_there(
     assert run(config).steps == STEPS
     found, expected = loss_curve(out), loss_curve(undisturbed)
     assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
+
+
+def test_mixed_precision_follows_the_float32_loss(tmp_path: Path, tiny_store: Path, undisturbed: Path) -> None:
+    run(settings(tiny_store, tmp_path / "run", max_steps=10, precision="bf16-mixed"))
+    # The schedule depends on the length of the run, so only the first steps are the same.
+    found, expected = loss_curve(tmp_path / "run"), loss_curve(undisturbed)
+    assert found[1] == pytest.approx(expected[1], rel=2e-3)
