@@ -15,6 +15,8 @@ from ..storage.schema import Record
 from .config import TrainConfig
 from .errors import TrainError
 
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
 
 class DraftSpec(Record):
     """An EAGLE-3 draft of one decoder layer."""
@@ -43,7 +45,8 @@ class DraftSpec(Record):
 def draft_spec(config: TrainConfig, target_directory: Path, stored: tuple[int, ...]) -> DraftSpec:
     """Derive the draft from the target's config and the run's settings.
 
-    ``stored`` are the boundaries of the store. Raises TrainError if one asked for is not there.
+    ``stored`` are the boundaries of the store. Raises TrainError if one asked for is not there, or the
+    target's rope is not supported.
     """
     boundaries = config.boundaries or stored
     if missing := sorted(set(boundaries) - set(stored)):
@@ -66,7 +69,7 @@ def draft_spec(config: TrainConfig, target_directory: Path, stored: tuple[int, .
         vocab_size=target.vocab_size,
         draft_vocab_size=min(config.draft_vocab_size, target.vocab_size),
         max_position_embeddings=target.max_position_embeddings,
-        rope_parameters=_explicit(target.rope_parameters),
+        rope_parameters=_explicit(target.rope_parameters, target_directory),
         norm_output=config.norm_output,
         fc_norm=config.fc_norm,
     )
@@ -78,8 +81,16 @@ def _intermediate_size(target: PretrainedConfig) -> int:
     return 6 * int(values["hidden_size"]) if is_mixture else int(values["intermediate_size"])
 
 
-def _explicit(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell out the YaRN defaults that engines and transformers might fill in differently."""
+def _explicit(rope: Mapping[str, Any], target_directory: Path) -> dict[str, Any]:
+    """Spell out the YaRN defaults that engines and transformers might fill in differently.
+
+    Raises TrainError for a rope that the draft's layer does not compute.
+    """
+    if rope["rope_type"] not in _ROPE_TYPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise TrainError(
+            f"{target_directory}: the target's rope is {dict(rope)}, expected one of {', '.join(_ROPE_TYPES)} over "
+            "the whole head. Drafts of this target are not supported."
+        )
     if rope["rope_type"] != "yarn":
         return dict(rope)
     return {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True} | dict(rope)
