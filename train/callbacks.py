@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from .checkpoint import save_checkpoint
+
 _LINE_EVERY_S = 10.0
 
 _log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class StopOnInterrupt(Callback):
         """Save and stop if ^C was pressed."""
         if self.is_interrupted:
             # Here and not when the loop has ended: that would count as the end of the run.
-            trainer.save_checkpoint(self._checkpoint, weights_only=False)
+            save_checkpoint(trainer, self._checkpoint)
             trainer.should_stop = True
 
 

@@ -1,12 +1,19 @@
-"""Reading a run's checkpoint without trusting it: tensors and plain values only."""
+"""A run's checkpoint: written whole, read without trusting it: tensors and plain values only."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from .errors import TrainError
 from .run import RunDirectory
+
+
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write weights, optimizer and place in the data, atomically."""
+    trainer.save_checkpoint(path, weights_only=False)
 
 
 def load_checkpoint(directory: RunDirectory) -> dict[str, Any]:

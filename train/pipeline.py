@@ -18,7 +18,7 @@ from ..storage.files import disk_errors
 from ..storage.reader import FeatureReader
 from ..storage.store import FeatureStore
 from .callbacks import ProgressLines, StopOnInterrupt
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureData
 from .head import read_head
@@ -113,7 +113,7 @@ def _fit(config: TrainConfig, directory: RunDirectory, store: FeatureStore, data
     if trainer.global_step < len(data.plans):
         _log.info("%s: stopped and saved at step %d; rerun to go on", directory.path, trainer.global_step)
         raise KeyboardInterrupt
-    trainer.save_checkpoint(directory.checkpoint, weights_only=False)
+    save_checkpoint(trainer, directory.checkpoint)
     if len(data.split.holdout):
         with _expected_warnings_silenced():
             trainer.validate(module, datamodule=data, verbose=False, weights_only=True)
