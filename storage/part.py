@@ -44,12 +44,10 @@ class _GrowingArray:
             chunks=spec.chunk,
             shards=(spec.shard_tokens, *spec.inner_shape),
             compressors=compressors(codec, spec.dtype.itemsize),
-            attributes={"dtype": "bfloat16"} if spec.bfloat16 else {},
+            attributes=dict(spec.attributes),
             # Comparing each chunk with zero costs more than storing the few that are.
             config={"write_empty_chunks": True},
         )
-        if spec.name == "last_hidden":
-            self._array.attrs["normed"] = True
 
     def append(self, rows: Array) -> None:
         self._pending.append(rows)

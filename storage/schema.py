@@ -9,7 +9,7 @@ K logits kept per token.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 CodecName = Literal["lossless", "none"]
 
 Array = npt.NDArray[Any]
+
+_BFLOAT16: dict[str, str | bool] = {"dtype": "bfloat16"}
 
 
 class Record(BaseModel):
@@ -199,7 +201,7 @@ class ArraySpec:
     """Shape behind the token axis."""
     chunk: tuple[int, ...]
     shard_tokens: int
-    bfloat16: bool = False
+    attributes: dict[str, str | bool] = field(default_factory=dict)
 
 
 def array_specs(info: DatasetInfo) -> dict[str, ArraySpec]:
@@ -213,7 +215,7 @@ def array_specs(info: DatasetInfo) -> dict[str, ArraySpec]:
             # One boundary a chunk: it compresses better, and a run reads only the boundaries it trains on.
             chunk=(256, 1, H),
             shard_tokens=4096,
-            bfloat16=True,
+            attributes=_BFLOAT16,
         ),
         ArraySpec(
             name="last_hidden",
@@ -221,7 +223,7 @@ def array_specs(info: DatasetInfo) -> dict[str, ArraySpec]:
             inner_shape=(H,),
             chunk=(256, H),
             shard_tokens=4096,
-            bfloat16=True,
+            attributes=_BFLOAT16 | {"normed": True},
         ),
         ArraySpec(name="topk_ids", dtype=np.dtype(np.uint32), inner_shape=(K,), chunk=(1024, K), shard_tokens=16384),
         ArraySpec(

@@ -17,6 +17,7 @@ from .contract import CONFIG_FILE, WEIGHTS_FILE, engine_config, vocabulary_shape
 from .errors import ExportError
 from .run import RunDirectory
 from .spec import DraftSpec
+from .vocabulary import membership, offsets
 
 _DRAFT_PREFIX = "draft."
 
@@ -85,9 +86,9 @@ def write_draft(directory: Path, trained: TrainedDraft, dtype: Dtype) -> None:
     spec: DraftSpec = trained.spec
     tensors = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in trained.weights.items()}
     if vocabulary_shapes(spec):
-        tensors["d2t"] = trained.vocabulary - torch.arange(len(trained.vocabulary))
-        tensors["t2d"] = torch.zeros(spec.vocab_size, dtype=torch.bool)
-        tensors["t2d"][trained.vocabulary] = True
+        ids = trained.vocabulary.numpy()
+        tensors["d2t"] = torch.from_numpy(offsets(ids))
+        tensors["t2d"] = torch.from_numpy(membership(ids, spec.vocab_size))
     directory.mkdir(parents=True)
     (directory / CONFIG_FILE).write_text(json.dumps(engine_config(spec, dtype), indent=2) + "\n")
     # transformers, and vLLM through it, ask for the framework.
