@@ -1,6 +1,6 @@
 """Settings of ``specx extract``."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,8 +17,8 @@ class ExtractConfig(RunConfig):
     """Parquet or JSON-lines files of the target's own answers."""
     store: str
     """Feature store to create or extend."""
-    engine: Literal["transformers"] = "transformers"
-    """What runs the target."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What runs the target; auto is vllm where a GPU is found."""
     boundaries: tuple[int, ...] | None = None
     """Auxiliary hidden states: b is the input of decoder block b. None: low, middle and high, see ``target``."""
     top_k: int = Field(default=128, ge=1)
@@ -34,9 +34,23 @@ class ExtractConfig(RunConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type the target runs in; auto is its checkpoint's."""
     device: str = "auto"
-    """torch device; auto is CUDA where there is one."""
+    """torch device of the transformers engine; auto is CUDA where there is one."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of one vLLM engine that share each layer."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Groups of GPUs of one vLLM engine, each with some of the layers."""
+    expert_parallel: bool = False
+    """Whether the GPUs of ``tensor_parallel`` hold whole experts instead of a slice of each."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """More of vLLM's own engine arguments, by name."""
+    workers: int = Field(default=1, ge=1)
+    """Engines, each in a Ray actor where there are several."""
+    ray_address: str | None = None
+    """Ray cluster to run on; None starts one on this machine."""
     tokens_per_part: int = Field(default=24_576, ge=1)
     """A unit of this size is committed at once, and is what a killed run loses at most."""
+    queue_bytes: int = Field(default=256 << 20, ge=1)
+    """Outputs that may wait for the writer of an engine before the engine waits."""
 
     @field_validator("boundaries")
     @classmethod

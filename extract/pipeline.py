@@ -4,20 +4,16 @@ import logging
 import time
 from dataclasses import dataclass
 
-import torch
-
-from ..run_file import ConfigError
 from ..storage.hashing import sequence_id
 from ..storage.rejects import write_rejects
 from ..storage.schema import DatasetInfo, Reject
 from ..storage.store import FeatureStore
 from ..storage.summary import summary
-from ..storage.writer import FeatureWriter
 from .config import ExtractConfig
-from .engines import Engine, NotFiniteError
-from .engines.transformers import TransformersEngine
+from .engines import Engine
+from .engines.opening import open_engine
 from .progress import Counts, Reporter, reporter
-from .samples import Sample, SampleReader
+from .samples import SampleReader
 from .target import Target, TargetError, copy_into, identify, open_target, resolve_boundaries
 
 _log = logging.getLogger(__name__)
@@ -37,6 +33,8 @@ class ExtractSummary:
     """Of the whole store."""
     tokens_per_s: float
     seconds: float
+    writer_wait_fraction: float
+    """Share of the time that engines stood still because writing was slower."""
 
 
 def run(config: ExtractConfig) -> ExtractSummary:
@@ -51,58 +49,54 @@ def run(config: ExtractConfig) -> ExtractSummary:
     copy_into(target, store)
     counts = Counts()
     try:
-        with (
-            FeatureWriter(store, tokens_per_part=config.tokens_per_part) as writer,
-            reporter(config.limit) as shown,
-        ):
-            _extract(config, target, info, writer, counts, shown)
+        with reporter(config.limit) as shown:
+            _extract(config, target, store, counts, shown)
     except KeyboardInterrupt:
+        store.refresh()
         _log.info("%s: interrupted; %d sequences are committed, rerun to go on", store.root, len(store.catalogue()))
         raise
     finally:
         write_rejects(store, counts.rejects)
+    store.refresh()
     seconds = time.monotonic() - started
-    _log.info("%s: %d sequences committed by this run", store.root, writer.committed_sequences)
+    _log.info("%s: %d sequences committed by this run", store.root, counts.committed)
     return ExtractSummary(
-        sequences=writer.committed_sequences,
-        tokens=writer.committed_tokens,
-        reused=counts.reused + counts.sequences - writer.committed_sequences,
+        sequences=counts.committed,
+        tokens=counts.tokens,
+        reused=counts.rows - counts.committed - len(counts.rejects),
         rejected=len(counts.rejects),
         bytes_per_token=summary(store)["bytes_per_token"],
-        tokens_per_s=round(writer.committed_tokens / seconds, 1),
+        tokens_per_s=round(counts.tokens / seconds, 1),
         seconds=round(seconds, 2),
+        writer_wait_fraction=round(counts.waited_s / (seconds * config.workers), 4),
     )
 
 
-def _extract(
-    config: ExtractConfig,
-    target: Target,
-    info: DatasetInfo,
-    writer: FeatureWriter,
-    counts: Counts,
-    shown: Reporter,
-) -> None:
+def _extract(config: ExtractConfig, target: Target, store: FeatureStore, counts: Counts, shown: Reporter) -> None:
+    known = {bytes.fromhex(each) for record in store.records.values() for each in record.sequences.ids}
     engine: Engine | None = None
-    for row in SampleReader(config, target):
-        counts.rows += 1
-        reject = row if isinstance(row, Reject) else None
-        if isinstance(row, Sample):
-            if sequence_id(row.input_ids) in writer:
-                counts.reused += 1
-            else:
+    try:
+        for row in SampleReader(config, target):
+            counts.rows += 1
+            if isinstance(row, Reject):
+                counts.rejects.append(row)
+                if engine:
+                    engine.reject(row)
+            elif (identifier := sequence_id(row.input_ids)) not in known:
+                known.add(identifier)
                 # Built for the first sequence that is missing: a rerun with nothing left loads no model.
-                engine = engine or _engine(config, target, info)
-                try:
-                    writer.add(engine.features(row), row.origin)
-                    counts.sequences += 1
-                    counts.tokens += len(row.input_ids)
-                except NotFiniteError as error:
-                    origin = row.origin
-                    reject = Reject(source=origin.source, row=origin.row, reason="not_finite", detail=str(error))
-        if reject is not None:
-            counts.rejects.append(reject)
-            writer.reject(reject)
-        shown.show(counts)
+                engine = engine or open_engine(config, target, store.info)
+                engine.add(row)
+            if engine:
+                counts.add(engine.take())
+            shown.show(counts)
+        if engine:
+            engine.finish()
+            counts.add(engine.take())
+            shown.show(counts)
+    finally:
+        if engine:
+            engine.close()
 
 
 def _dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:
@@ -116,22 +110,4 @@ def _dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:
         vocab_size=target.vocab_size,
         top_k=config.top_k,
         codec=config.codec,
-    )
-
-
-def _engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"options: device: {name!r} is not to be had here; use auto, cpu or cuda") from error
-    return TransformersEngine(
-        target,
-        boundaries=info.boundaries,
-        top_k=info.top_k,
-        dtype=getattr(torch, info.compute_dtype),
-        device=device,
     )

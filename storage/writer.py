@@ -54,6 +54,7 @@ class FeatureWriter:
         self._lengths: list[int] = []
         self._origins: list[Origin] = []
         self._rejected: list[Reject] = []
+        self._untaken: list[bytes] = []
         self.committed_sequences = 0
         self.committed_tokens = 0
 
@@ -67,7 +68,7 @@ class FeatureWriter:
             if kind is None:
                 self.commit()
         finally:
-            self._discard()
+            self.discard()
 
     def __contains__(self, identifier: bytes) -> bool:
         """Whether a sequence is committed or in the unit in progress."""
@@ -93,6 +94,11 @@ class FeatureWriter:
         """Note a row that gave no sequence in the record of the unit in progress."""
         self._rejected.append(reject)
 
+    def take_committed(self) -> list[bytes]:
+        """Return the ids of the sequences this writer committed since the last call."""
+        taken, self._untaken = self._untaken, []
+        return taken
+
     def commit(self) -> None:
         """Make the unit in progress visible; nothing happens if it is empty."""
         with disk_errors(self._store.root):
@@ -109,6 +115,7 @@ class FeatureWriter:
                     self._store.records[record.unit] = record
                     self._seen_units.add(record.unit)
                     self.committed_sequences += len(self._ids)
+                    self._untaken += self._ids
                     self.committed_tokens += part.tokens
                 else:
                     self._part = part
@@ -154,7 +161,8 @@ class FeatureWriter:
         self._lengths = [self._lengths[i] for i in kept]
         self._origins = [self._origins[i] for i in kept]
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Drop the unit in progress."""
         if self._part is not None:
             shutil.rmtree(self._part.path, ignore_errors=True)
             self._part = None

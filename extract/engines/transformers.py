@@ -3,75 +3,74 @@
 Samples run one at a time and without padding, so that a sequence's features are
 the same to the bit whatever else is in the data.
 
-Shapes: T tokens, L boundaries, H hidden size, V vocabulary, K logits kept per token.
+Shapes: T tokens, L boundaries, H hidden size.
 """
 
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ...storage.schema import Array, SequenceFeatures
+from ...storage.schema import DatasetInfo, Reject
+from ...storage.writer import FeatureWriter
+from ..outputs import reduce_outputs
 from ..samples import Sample
+from ..sink import OnCpu, Outcome, Sink
 from ..target import Target, TargetError
-from . import NotFiniteError
-
-_LOGIT_ROWS = 1024
-"""Rows of logits held at once: a gpt-oss row is 800 KB in float32."""
+from . import EngineError
 
 
 class TransformersEngine:
-    """Runs a target on one device."""
+    """Runs a target on one device, in this process."""
 
     def __init__(
-        self,
-        target: Target,
-        *,
-        boundaries: tuple[int, ...],
-        top_k: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, target: Target, info: DatasetInfo, writer: FeatureWriter, *, device: str, queue_bytes: int
     ) -> None:
-        self._boundaries = boundaries
-        self._top_k = top_k
-        self._device = device
-        model = _load(target, dtype)
-        model.to(device).eval()
+        self._info = info
+        self._device = _device(device)
+        model = _load(target, getattr(torch, info.compute_dtype))
+        model.to(self._device).eval()
         self._decoder, self._lm_head = model.get_submodule("model"), model.get_submodule("lm_head")
+        self._sink = Sink(writer, queue_bytes=queue_bytes)
 
     @torch.inference_mode()
-    def features(self, sample: Sample) -> SequenceFeatures:
-        """Return the features of one sample; raise NotFiniteError if a value is NaN or infinite."""
+    def add(self, sample: Sample) -> None:
+        """Run one sample."""
         ids = torch.from_numpy(sample.input_ids).to(self._device, torch.int64)[None]  # (1, T)
         output = self._decoder(input_ids=ids, output_hidden_states=True, use_cache=False)
-        aux = torch.stack([output.hidden_states[b][0] for b in self._boundaries], dim=1)  # (T, L, H)
-        last = output.last_hidden_state[0]  # (T, H)
-        logprob, top_ids, lse, argmax = (torch.cat(parts) for parts in zip(*self._logits(last), strict=True))
-        for name, values in (("hidden states", aux), ("last hidden state", last), ("logits", lse)):
-            if not torch.isfinite(values).all():
-                raise NotFiniteError(f"the target's {name} are not finite in {last.dtype}")
-        return SequenceFeatures(
-            input_ids=sample.input_ids,
-            loss_mask=sample.loss_mask,
-            aux_hidden=_bfloat16_bits(aux),
-            last_hidden=_bfloat16_bits(last),
-            topk_ids=top_ids.cpu().numpy().astype(np.uint32),
-            topk_logprob=logprob.cpu().numpy().astype(np.float16),
-            lse=lse.cpu().numpy(),
-            argmax=argmax.cpu().numpy().astype(np.int32),
+        outputs = reduce_outputs(
+            torch.stack([output.hidden_states[b][0] for b in self._info.boundaries], dim=1),  # (T, L, H)
+            output.last_hidden_state[0],
+            self._lm_head,
+            vocab_size=self._info.vocab_size,
+            top_k=self._info.top_k,
         )
+        assert outputs is not None, "one process holds the whole head"
+        self._sink.put(sample, OnCpu(outputs.cpu()))
 
-    def _logits(self, last: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-        chunks: list[tuple[torch.Tensor, ...]] = []
-        for start in range(0, len(last), _LOGIT_ROWS):
-            rows = last[start : start + _LOGIT_ROWS]
-            logits = self._lm_head(rows).float()  # (rows, V)
-            lse = logits.logsumexp(-1)
-            values, ids = logits.topk(self._top_k)
-            chunks.append((values - lse[:, None], ids, lse, logits.argmax(-1)))
-        return chunks
+    def reject(self, reject: Reject) -> None:
+        self._sink.reject(reject)
+
+    def take(self) -> Outcome:
+        return self._sink.take()
+
+    def finish(self) -> None:
+        self._sink.finish()
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EngineError(f"device {name!r} is not to be had here; use auto, cpu or cuda") from error
+    return device
 
 
 def _load(target: Target, dtype: torch.dtype) -> nn.Module:
@@ -92,8 +91,3 @@ def _load(target: Target, dtype: torch.dtype) -> nn.Module:
             f"first {wrong[0]}. Download the model again."
         )
     return cast(nn.Module, model)
-
-
-def _bfloat16_bits(values: torch.Tensor) -> Array:
-    bits = values.to(torch.bfloat16).contiguous().view(torch.int16)
-    return bits.cpu().numpy().view(np.uint16)

