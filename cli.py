@@ -27,21 +27,41 @@ app.add_typer(store_app, name="store")
 ExportDtype = Literal["bfloat16", "float32"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
+_DATA_HELP = (
+    "The target's own answers: a Parquet or JSON-lines file, a directory, a quoted pattern, or a data set's splits as "
+    "ORG/NAME:SPLIT[,SPLIT] or ORG/NAME:CONFIG/SPLIT. May be repeated."
+)
 StorePath = Annotated[str, typer.Argument(help="Feature store.")]
 
 
 @app.command()
 def extract(
     target: Annotated[str | None, typer.Option(help="Local directory or hub id of the target.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Parquet or JSON-lines file of the target's answers.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help=_DATA_HELP)] = None,
     store: Annotated[str | None, typer.Option(help="Feature store to create or extend.")] = None,
-    engine: Annotated[str | None, typer.Option(help="What runs the target: transformers.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the target: auto, transformers or vllm.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
     codec: Annotated[str | None, typer.Option(help="lossless or none.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows to read of all data together.")] = None,
+    too_long: Annotated[str | None, typer.Option(help="What happens to a longer sequence: reject or truncate.")] = None,
+    shard: Annotated[str | None, typer.Option(help="Every n-th row from the i-th on, as i/n, such as 0/4.")] = None,
+    turns: Annotated[str | None, typer.Option(help="Answers that are the target's own: last or all.")] = None,
+    reasoning_effort: Annotated[str | None, typer.Option(help="Effort in the prompt of rows that name none.")] = None,
+    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD in the prompt of rows that name none.")] = None,
+    messages_column: Annotated[str | None, typer.Option(help="Column of conversations.")] = None,
+    input_ids_column: Annotated[str | None, typer.Option(help="Column of recorded token ids.")] = None,
+    loss_mask_column: Annotated[str | None, typer.Option(help="Column of their mask.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column of categories.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Type the target runs in: auto, float32, bfloat16.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Engines over the one store, in Ray actors if several.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to run on: auto or HOST:PORT.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="GPUs of one vLLM engine that share a layer.")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="GPU groups of one vLLM engine, by layers.")] = None,
+    expert_parallel: Annotated[
+        bool | None, typer.Option("--expert-parallel", help="GPUs of --tensor-parallel hold whole experts.")
+    ] = None,
     config: RunFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,7 +79,21 @@ def extract(
         "codec": codec,
         "max_length": max_length,
         "limit": limit,
+        "too_long": too_long,
+        "shard": shard,
+        "turns": turns,
+        "reasoning_effort": reasoning_effort,
+        "date": date,
+        "messages_column": messages_column,
+        "input_ids_column": input_ids_column,
+        "loss_mask_column": loss_mask_column,
+        "category_column": category_column,
         "dtype": dtype,
+        "workers": workers,
+        "ray_address": ray_address,
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "expert_parallel": expert_parallel,
     }
     settings = load_config(ExtractConfig, config, options)
     from .extract.pipeline import run

@@ -1,5 +1,6 @@
 """Settings of ``specx extract``."""
 
+import datetime
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -14,7 +15,7 @@ class ExtractConfig(RunConfig):
     target: str
     """Local directory or hub id of the target."""
     data: tuple[str, ...] = Field(min_length=1)
-    """Parquet or JSON-lines files of the target's own answers."""
+    """Files, directories, patterns or splits of the target's own answers; see ``sources``."""
     store: str
     """Feature store to create or extend."""
     engine: Literal["auto", "transformers", "vllm"] = "auto"
@@ -31,6 +32,22 @@ class ExtractConfig(RunConfig):
     """What happens to a longer one."""
     limit: int | None = Field(default=None, ge=1)
     """Rows to read of all data together; None is all."""
+    shard: tuple[int, int] | None = None
+    """(i, n): of the rows read, counted over all data, only each n-th from the i-th on; written ``i/n``."""
+    turns: Literal["last", "all"] = "last"
+    """Answers of a conversation that are the target's own: the last, or each, with the prompt it had."""
+    reasoning_effort: str | None = None
+    """Of rows that name none; None is the chat template's own."""
+    date: str | None = None
+    """Day in the prompt, YYYY-MM-DD, of rows that name none; None is the chat template's own."""
+    messages_column: str | None = None
+    """Column of the conversations; None is ``conversations`` or ``messages``."""
+    input_ids_column: str | None = None
+    """None is ``input_ids``."""
+    loss_mask_column: str | None = None
+    """None is ``loss_mask``."""
+    category_column: str | None = None
+    """None is ``category``, which rows may lack."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type the target runs in; auto is its checkpoint's."""
     device: str = "auto"
@@ -58,3 +75,31 @@ class ExtractConfig(RunConfig):
         if value is not None and (not value or list(value) != sorted(set(value))):
             raise ValueError(f"must be strictly increasing, got {','.join(map(str, value))}")
         return value
+
+    @field_validator("shard", mode="before")
+    @classmethod
+    def _shard(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            parts = value.split("/")
+            if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+                raise ValueError(f"must be i/n, such as 0/4, got {value}")
+            return tuple(map(int, parts))
+        return value
+
+    @field_validator("shard")
+    @classmethod
+    def _within(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError(f"must be i/n with 0 <= i < n, got {value[0]}/{value[1]}")
+        return value
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        # YAML reads an unquoted date as one.
+        try:
+            return datetime.date.fromisoformat(str(value)).isoformat()
+        except ValueError as error:
+            raise ValueError(f"must be YYYY-MM-DD, got {value}") from error

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from ..storage.hashing import sequence_id
-from ..storage.rejects import write_rejects
+from ..storage.rejects import RejectLog
 from ..storage.schema import DatasetInfo, Reject
 from ..storage.store import FeatureStore
 from ..storage.summary import summary
@@ -14,6 +14,7 @@ from .engines import Engine
 from .engines.opening import open_engine
 from .progress import Counts, Reporter, reporter
 from .samples import SampleReader
+from .sink import Outcome
 from .target import Target, TargetError, copy_into, identify, open_target, resolve_boundaries
 
 _log = logging.getLogger(__name__)
@@ -44,27 +45,25 @@ def run(config: ExtractConfig) -> ExtractSummary:
     """
     started = time.monotonic()
     target = open_target(config.target)
-    info = _dataset_info(config, target)
+    info = dataset_info(config, target)
     store = FeatureStore.create(config.store, info)
     copy_into(target, store)
     counts = Counts()
     try:
-        with reporter(config.limit) as shown:
-            _extract(config, target, store, counts, shown)
+        with RejectLog(store) as rejects, reporter(config.limit) as shown:
+            _extract(config, target, store, _Ledger(counts, rejects, shown))
     except KeyboardInterrupt:
         store.refresh()
         _log.info("%s: interrupted; %d sequences are committed, rerun to go on", store.root, len(store.catalogue()))
         raise
-    finally:
-        write_rejects(store, counts.rejects)
     store.refresh()
     seconds = time.monotonic() - started
     _log.info("%s: %d sequences committed by this run", store.root, counts.committed)
     return ExtractSummary(
         sequences=counts.committed,
         tokens=counts.tokens,
-        reused=counts.rows - counts.committed - len(counts.rejects),
-        rejected=len(counts.rejects),
+        reused=counts.rows - counts.committed - counts.rejected,
+        rejected=counts.rejected,
         bytes_per_token=summary(store)["bytes_per_token"],
         tokens_per_s=round(counts.tokens / seconds, 1),
         seconds=round(seconds, 2),
@@ -72,14 +71,35 @@ def run(config: ExtractConfig) -> ExtractSummary:
     )
 
 
-def _extract(config: ExtractConfig, target: Target, store: FeatureStore, counts: Counts, shown: Reporter) -> None:
+@dataclass(frozen=True, slots=True)
+class _Ledger:
+    """Where a run's results are noted: for its summary, for the user to look up, on the terminal."""
+
+    counts: Counts
+    rejects: RejectLog
+    shown: Reporter
+
+    def reject(self, reject: Reject) -> None:
+        self.counts.rejected += 1
+        self.rejects.add(reject)
+
+    def add(self, outcome: Outcome) -> None:
+        self.counts.committed += len(outcome.committed)
+        self.counts.tokens += outcome.tokens
+        self.counts.waited_s += outcome.waited_s
+        for reject in outcome.rejects:
+            self.reject(reject)
+        self.shown.show(self.counts)
+
+
+def _extract(config: ExtractConfig, target: Target, store: FeatureStore, ledger: _Ledger) -> None:
     known = {bytes.fromhex(each) for record in store.records.values() for each in record.sequences.ids}
     engine: Engine | None = None
     try:
         for row in SampleReader(config, target):
-            counts.rows += 1
+            ledger.counts.rows += 1
             if isinstance(row, Reject):
-                counts.rejects.append(row)
+                ledger.reject(row)
                 if engine:
                     engine.reject(row)
             elif (identifier := sequence_id(row.input_ids)) not in known:
@@ -87,19 +107,17 @@ def _extract(config: ExtractConfig, target: Target, store: FeatureStore, counts:
                 # Built for the first sequence that is missing: a rerun with nothing left loads no model.
                 engine = engine or open_engine(config, target, store.info)
                 engine.add(row)
-            if engine:
-                counts.add(engine.take())
-            shown.show(counts)
+            ledger.add(engine.take() if engine else Outcome())
         if engine:
             engine.finish()
-            counts.add(engine.take())
-            shown.show(counts)
+            ledger.add(engine.take())
     finally:
         if engine:
             engine.close()
 
 
-def _dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:
+def dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:
+    """Return what a store made with these settings says of itself; raise TargetError if they do not fit the target."""
     if config.top_k > target.vocab_size:
         raise TargetError(f"{target.path}: top_k {config.top_k} is larger than the vocabulary, {target.vocab_size}.")
     return DatasetInfo(

@@ -4,13 +4,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from ..storage.schema import Reject
-from .sink import Outcome
 
 _LINE_EVERY_S = 10.0
 
@@ -22,21 +19,14 @@ class Counts:
     """What a run has done so far."""
 
     rows: int = 0
-    """Read from the data."""
+    """Samples and rejects read from the data."""
     committed: int = 0
     """Sequences this run added to the store."""
     tokens: int = 0
     """Of these."""
     waited_s: float = 0.0
     """Time engines stood still for their writers, all engines together."""
-    rejects: list[Reject] = field(default_factory=list)
-
-    def add(self, outcome: Outcome) -> None:
-        """Take in what an engine reports."""
-        self.committed += len(outcome.committed)
-        self.tokens += outcome.tokens
-        self.waited_s += outcome.waited_s
-        self.rejects += outcome.rejects
+    rejected: int = 0
 
 
 class Reporter:
@@ -54,7 +44,7 @@ class Reporter:
             return
         rate = counts.tokens / max(now - self._started, 1e-9)
         done = f"{counts.committed:,} sequences and {counts.tokens:,} tokens committed"
-        note = f"{done}, {rate:,.0f} tokens/s, {len(counts.rejects)} rejected"
+        note = f"{done}, {rate:,.0f} tokens/s, {counts.rejected} rejected"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=counts.rows, note=note)
         else:

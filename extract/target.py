@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 
 from .. import SpecxError
 from ..storage.errors import StoreError
-from ..storage.files import disk_errors, fsync_tree, temporary_name
 from ..storage.schema import TargetIdentity
 from ..storage.store import FeatureStore
 
@@ -164,30 +163,20 @@ def read_head(target: Target) -> dict[str, torch.Tensor]:
 
 def copy_into(target: Target, store: FeatureStore) -> None:
     """Give the store what training needs of the target: config, tokenizer, head. Done once."""
-    destination = store.target_directory
-    if destination.exists():
+    if store.has_target:
         return
-    temporary = temporary_name(destination)
-    with disk_errors(store.root):
+    with store.new_target() as directory:
+        for pattern in _COPIED_PATTERNS:
+            for file in sorted(target.path.glob(pattern)):
+                shutil.copyfile(file, directory / file.name)
+        head = read_head(target)
         try:
-            temporary.mkdir(parents=True)
-            for pattern in _COPIED_PATTERNS:
-                for file in sorted(target.path.glob(pattern)):
-                    shutil.copyfile(file, temporary / file.name)
-            save_file(read_head(target), temporary / "head.safetensors")
-            fsync_tree(temporary)
-            temporary.rename(destination)
+            save_file(head, directory / "head.safetensors")
         except SafetensorError as error:
             raise StoreError(
                 f"{store.root}: the target's head cannot be written ({error}). "
                 "Free some space, or move the store, and rerun the same command."
             ) from error
-        except OSError:
-            # Another run that extends the same store was first.
-            if not destination.exists():
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _locate(name: str) -> Path:

@@ -19,6 +19,7 @@ TEMPORARY_PREFIX = ".tmp-"
 """Starts the name of every file and directory that is not yet published."""
 
 _READ_BYTES = 1 << 22
+_MORE_ROOM = "free some space, or move the directory to a larger disk"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -44,6 +45,14 @@ def fsync_tree(root: Path) -> None:
     fsync_directory(root.parent)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it that are missing, durably; nothing happens if it is there."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
 def temporary_name(path: Path) -> Path:
     """Return a fresh unpublished name beside ``path``."""
     return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
@@ -51,7 +60,7 @@ def temporary_name(path: Path) -> Path:
 
 def publish(path: Path, content: bytes) -> bool:
     """Write a file if none of that name exists, atomically; return whether this call wrote it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = temporary_name(path)
     try:
         with temporary.open("xb") as file:
@@ -80,20 +89,27 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def inside(root: Path, key: str) -> Path:
-    """Return ``root / key``; raise StoreCorruptError if that would leave ``root``."""
-    path = root / key
+def require_inside(root: str | Path, key: str) -> None:
+    """Raise StoreCorruptError if the path ``key`` below ``root`` would leave it."""
     if not key or Path(key).is_absolute() or ".." in Path(key).parts:
         raise StoreCorruptError(
             f"{root}: a record names the path {key!r}, expected one inside the store. "
             "Do not use this store; the record was not written by specx."
         )
-    return path
+
+
+def inside(root: Path, key: str) -> Path:
+    """Return ``root / key``; raise StoreCorruptError if that would leave ``root``."""
+    require_inside(root, key)
+    return root / key
 
 
 @contextmanager
-def disk_errors(root: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write below ``root`` into one clear line."""
+def disk_errors(root: Path, how_to_mend: str = _MORE_ROOM) -> Iterator[None]:
+    """Turn the operating system's refusals to write below ``root`` into one clear line.
+
+    ``how_to_mend`` says how room is made where there is none.
+    """
     try:
         yield
     except (PermissionError, NotADirectoryError) as error:
@@ -103,5 +119,5 @@ def disk_errors(root: Path) -> Iterator[None]:
             raise
         raise StoreFullError(
             f"{root}: {os.strerror(error.errno).lower()} while writing. What was finished before is kept: "
-            "free some space, or move the directory to a larger disk, and rerun the same command."
+            f"{how_to_mend}, and rerun the same command."
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from .codecs import compressors
-from .files import file_hash, fsync_tree
+from .files import file_hash
 from .hashing import SEQUENCE_ID_BYTES
 from .schema import (
     FORMAT_VERSION,
@@ -95,7 +95,7 @@ class PartWriter:
         self.tokens += length
 
     def close(self, identifiers: list[bytes]) -> tuple[StoredObject, ...]:
-        """Write what is pending and the sequence table, make all durable, and list every file.
+        """Write what is pending and the sequence table, and list every file.
 
         ``identifiers`` are the 16-byte ids of the sequences in the order they were appended.
         """
@@ -108,7 +108,6 @@ class PartWriter:
             self._group.create_array(
                 name, data=rows, chunks=rows.shape, compressors=compressors("lossless", rows.dtype.itemsize)
             )
-        fsync_tree(self.path)
         return tuple(
             StoredObject(key=file.relative_to(self.path).as_posix(), size=file.stat().st_size, xxh128=file_hash(file))
             for file in sorted(self.path.rglob("*"))

@@ -1,34 +1,92 @@
-"""The rows that did not become sequences, as Parquet for the user to read."""
+"""The rows that did not become sequences, as Parquet for the user to read.
 
+A row is written once, however often it is met; memory holds 16 bytes a row.
+"""
+
+import hashlib
 import uuid
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import disk_errors, temporary_name
 from .schema import Reject
 from .store import REJECTS_DIRECTORY, FeatureStore
+
+ROWS_PER_FILE = 4096
 
 _SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
 
 
+class RejectLog:
+    """Writes rejected rows as they come; use it as a context manager, which writes the rest however it is left."""
+
+    def __init__(self, store: FeatureStore, *, rows_per_file: int = ROWS_PER_FILE) -> None:
+        self._store = store
+        self._rows_per_file = rows_per_file
+        self._known = {_name(reject) for reject in _stored(store)}
+        self._pending: list[Reject] = []
+        self.count = 0
+        """Rows added, those too that the store has already."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def add(self, reject: Reject) -> None:
+        """Note one row; it is on disk after the next flush at the latest."""
+        self.count += 1
+        name = _name(reject)
+        if name not in self._known:
+            self._known.add(name)
+            self._pending.append(reject)
+        if len(self._pending) >= self._rows_per_file:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending, in a file of its own; nothing happens if there is nothing."""
+        if not self._pending:
+            return
+        table = pa.Table.from_pylist([reject.model_dump() for reject in self._pending], schema=_SCHEMA)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer)
+        with self._store.place.write_errors():
+            key = f"{REJECTS_DIRECTORY}/r{uuid.uuid4().hex}.parquet"
+            self._store.place.publish(key, buffer.getvalue().to_pybytes())
+        self._pending = []
+
+
 def read_rejects(store: FeatureStore) -> list[Reject]:
     """Return every rejected row, each once, whichever runs met it."""
-    found: dict[Reject, None] = {}
-    for path in sorted((store.root / REJECTS_DIRECTORY).glob("r*.parquet")):
-        found |= dict.fromkeys(Reject(**row) for row in pq.read_table(path, schema=_SCHEMA).to_pylist())
-    return list(found)
+    return list(dict.fromkeys(_stored(store)))
 
 
-def write_rejects(store: FeatureStore, rejects: list[Reject]) -> None:
-    """Add the rows that are not there yet, in a file of their own."""
-    known = set(read_rejects(store))
-    fresh = [reject.model_dump() for reject in rejects if reject not in known]
-    if not fresh:
-        return
-    path = store.root / REJECTS_DIRECTORY / f"r{uuid.uuid4().hex}.parquet"
-    with disk_errors(store.root):
-        path.parent.mkdir(exist_ok=True)
-        temporary = temporary_name(path)
-        pq.write_table(pa.Table.from_pylist(fresh, schema=_SCHEMA), temporary)
-        temporary.rename(path)
+def count_rejects(store: FeatureStore) -> int:
+    """Count the rejected rows, each once, without holding them."""
+    return len({_name(reject) for reject in _stored(store)})
+
+
+def write_rejects(store: FeatureStore, rejects: Iterable[Reject]) -> None:
+    """Add the rows that are not there yet."""
+    with RejectLog(store) as log:
+        for reject in rejects:
+            log.add(reject)
+
+
+def _stored(store: FeatureStore) -> Iterator[Reject]:
+    names = store.place.names(REJECTS_DIRECTORY)
+    for name in [name for name in names if name.startswith("r") and name.endswith(".parquet")]:
+        with pq.ParquetFile(pa.BufferReader(store.place.read(f"{REJECTS_DIRECTORY}/{name}"))) as file:
+            for batch in file.iter_batches(ROWS_PER_FILE):
+                for row in batch.to_pylist():
+                    yield Reject(**row)
+
+
+def _name(reject: Reject) -> bytes:
+    return hashlib.blake2b(reject.model_dump_json().encode(), digest_size=16).digest()

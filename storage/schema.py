@@ -10,7 +10,6 @@ K logits kept per token.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import google_crc32c
@@ -64,7 +63,7 @@ class DatasetInfo(Record):
     top_k: int
     codec: CodecName
 
-    def require_same(self, wanted: "DatasetInfo", root: Path) -> None:
+    def require_same(self, wanted: "DatasetInfo", root: str) -> None:
         """Raise StoreMismatchError naming every field in which ``wanted`` differs."""
         found = _flat(self.model_dump(mode="json"))
         expected = _flat(wanted.model_dump(mode="json"))
@@ -151,7 +150,7 @@ class CommitRecord(Record):
         return _canonical(self.model_dump(mode="json"))
 
     @classmethod
-    def from_bytes(cls, content: bytes, path: Path) -> Self:
+    def from_bytes(cls, content: bytes, path: str) -> Self:
         """Parse and check a record; raise StoreCorruptError, or StoreError for a newer format."""
         record = parse_record(cls, content, path)
         if record.crc32c != record._checksum():
@@ -166,7 +165,7 @@ def _canonical(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
 
-def parse_record(kind: type[RecordT], content: bytes, path: Path) -> RecordT:
+def parse_record(kind: type[RecordT], content: bytes, path: str) -> RecordT:
     """Return the record in ``content``; the format version is judged before anything else."""
     try:
         tree = json.loads(content)

@@ -7,6 +7,8 @@ Shapes: S sequences of the store.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import StoreCorruptError, StoreError
-from .files import TEMPORARY_PREFIX, disk_errors, inside, publish
+from .files import TEMPORARY_PREFIX, require_inside
 from .hashing import SEQUENCE_ID_BYTES
+from .place import Place, place_at
 from .schema import CommitRecord, DatasetInfo, parse_record
 
 DATASET_FILE = "dataset.json"
@@ -23,6 +26,9 @@ TARGET_DIRECTORY = "target"
 PARTS_DIRECTORY = "parts"
 COMMITS_DIRECTORY = "commits"
 REJECTS_DIRECTORY = "rejects"
+
+_TARGET_CONFIG = "config.json"
+_READS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,65 +76,95 @@ def catalogue(records: Mapping[int, CommitRecord]) -> Catalogue:
 
 
 class FeatureStore:
-    """A store on a local file system; ``refresh`` shows what others committed since."""
+    """A store on a local disk or on S3; ``refresh`` shows what others committed since."""
 
-    def __init__(self, root: Path, info: DatasetInfo) -> None:
-        self.root = root
+    def __init__(self, place: Place, info: DatasetInfo) -> None:
+        self.place = place
         self.info = info
         self.records: dict[int, CommitRecord] = {}
+        self._kept = ExitStack()
+        self._target_directory: Path | None = None
         self.refresh()
 
     @classmethod
-    def open(cls, path: str | Path) -> "FeatureStore":
+    def open(cls, path: str | Path | Place) -> "FeatureStore":
         """Open an existing store; raise StoreError if there is none."""
-        root = _local(path)
+        place = place_at(path) if isinstance(path, str | Path) else path
         try:
-            content = (root / DATASET_FILE).read_bytes()
+            content = place.read(DATASET_FILE)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(
-                f"{root}: no feature store here ({DATASET_FILE} is missing). Make one with `specx extract --store`."
+                f"{place.name_of('')}: no feature store here ({DATASET_FILE} is missing). "
+                "Make one with `specx extract --store`."
             ) from error
-        return cls(root, parse_record(DatasetInfo, content, root / DATASET_FILE))
+        return cls(place, parse_record(DatasetInfo, content, place.name_of(DATASET_FILE)))
 
     @classmethod
-    def create(cls, path: str | Path, info: DatasetInfo) -> "FeatureStore":
+    def create(cls, path: str | Path | Place, info: DatasetInfo) -> "FeatureStore":
         """Open the store at ``path``, made now if there is none.
 
         Raises StoreMismatchError if the one there has another target or other settings.
         """
-        root = _local(path)
-        if not (root / DATASET_FILE).exists():
-            if root.exists() and (not root.is_dir() or any(map(_is_strange, root.iterdir()))):
-                raise StoreError(f"{root}: not empty and not a feature store. Choose another --store.")
-            with disk_errors(root):
-                publish(root / DATASET_FILE, info.model_dump_json(indent=2).encode())
-        with disk_errors(root):
-            for name in (PARTS_DIRECTORY, COMMITS_DIRECTORY):
-                (root / name).mkdir(exist_ok=True)
-        store = cls.open(root)
-        store.info.require_same(info, root)
+        place = place_at(path) if isinstance(path, str | Path) else path
+        try:
+            names = place.names("")
+        except NotADirectoryError:
+            names = ["a file"]
+        if DATASET_FILE not in names:
+            if not all(name.startswith(TEMPORARY_PREFIX) for name in names):
+                raise StoreError(f"{place.name_of('')}: not empty and not a feature store. Choose another --store.")
+            with place.write_errors():
+                place.publish(DATASET_FILE, info.model_dump_json(indent=2).encode())
+        store = cls.open(place)
+        store.info.require_same(info, store.root)
         return store
 
     @property
+    def root(self) -> str:
+        """Path or URL, as users are told it."""
+        return self.place.name_of("")
+
+    @property
+    def has_target(self) -> bool:
+        """Whether what training needs of the target is there, and whole."""
+        return _TARGET_CONFIG in self.place.names(TARGET_DIRECTORY)
+
+    @property
     def target_directory(self) -> Path:
-        """Holds the target's config, tokenizer and ``head.safetensors``."""
-        return self.root / TARGET_DIRECTORY
+        """Holds the target's config, tokenizer and ``head.safetensors``, on the local disk.
+
+        From S3 it is fetched the first time, and stays as long as this object. Raises StoreError if
+        the store has none.
+        """
+        if self._target_directory is None:
+            if not self.has_target:
+                raise StoreError(f"{self.place.name_of(TARGET_DIRECTORY)}: missing. Rerun `specx extract`.")
+            self._target_directory = self._kept.enter_context(self.place.local_tree(TARGET_DIRECTORY))
+        return self._target_directory
+
+    def new_target(self) -> AbstractContextManager[Path]:
+        """Give a directory to fill with the target's files; leaving the block normally makes it the store's."""
+        return self.place.new_tree(TARGET_DIRECTORY, last=_TARGET_CONFIG)
 
     def refresh(self) -> None:
         """Read the commit records published since the last look."""
-        while fresh := [path for path in self._commit_paths() if int(path.stem[1:]) not in self.records]:
-            for path in fresh:
-                record = CommitRecord.from_bytes(path.read_bytes(), path)
-                if self.commit_path(record.unit) != path:
+        while fresh := [name for name in self._commit_names() if int(name[1:-5]) not in self.records]:
+            keys = [f"{COMMITS_DIRECTORY}/{name}" for name in fresh]
+            with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+                contents = list(pool.map(self.place.read, keys))
+            for key, content in zip(keys, contents, strict=True):
+                path = self.place.name_of(key)
+                record = CommitRecord.from_bytes(content, path)
+                if self.commit_key(record.unit) != key:
                     raise StoreCorruptError(
                         f"{path}: the record says it is of unit {record.unit}. Delete it and rerun `specx extract`."
                     )
                 self.records[record.unit] = record
             # Again: a listing made while others publish may show a record and lack the one before it.
 
-    def _commit_paths(self) -> list[Path]:
-        paths = sorted((self.root / COMMITS_DIRECTORY).glob("u*.json"))
-        return [path for path in paths if path.stem[1:].isdecimal()]
+    def _commit_names(self) -> list[str]:
+        names = self.place.names(COMMITS_DIRECTORY)
+        return [name for name in names if name[:1] == "u" and name[1:-5].isdecimal() and name[-5:] == ".json"]
 
     def record(self, unit: int) -> CommitRecord:
         """Return the record of a unit; raise StoreError if it is not committed (any more)."""
@@ -136,25 +172,27 @@ class FeatureStore:
             raise StoreError(f"{self.commit_path(unit)}: missing. Rerun `specx extract`, or use another --out.")
         return self.records[unit]
 
-    def commit_path(self, unit: int) -> Path:
-        """Return where the record of a unit is or will be."""
-        return self.root / COMMITS_DIRECTORY / f"u{unit:06d}.json"
+    def commit_key(self, unit: int) -> str:
+        """Return the key of the record of a unit."""
+        return f"{COMMITS_DIRECTORY}/u{unit:06d}.json"
 
-    def part_path(self, record: CommitRecord) -> Path:
-        """Return the part a record names; raise StoreCorruptError if that is outside the store."""
-        return inside(self.root / PARTS_DIRECTORY, record.part)
+    def commit_path(self, unit: int) -> str:
+        """Return where the record of a unit is or will be, as users are told it."""
+        return self.place.name_of(self.commit_key(unit))
+
+    def part_key(self, record: CommitRecord) -> str:
+        """Return the key of the part a record names; raise StoreCorruptError if that is outside the store."""
+        require_inside(self.place.name_of(PARTS_DIRECTORY), record.part)
+        return f"{PARTS_DIRECTORY}/{record.part}"
+
+    def part_path(self, record: CommitRecord) -> str:
+        """Return where the part a record names is, as users are told it."""
+        return self.place.name_of(self.part_key(record))
+
+    def local_part(self, record: CommitRecord) -> AbstractContextManager[Path]:
+        """Give a local directory with the part a record names while the block runs; its path is the same each time."""
+        return self.place.local_tree(self.part_key(record), {stored.key: stored.size for stored in record.objects})
 
     def catalogue(self) -> Catalogue:
         """Return every committed sequence."""
         return catalogue(self.records)
-
-
-def _is_strange(path: Path) -> bool:
-    """Whether a file is there for another reason than that a store is being made, or its making was killed."""
-    return path.name != DATASET_FILE and not path.name.startswith(TEMPORARY_PREFIX)
-
-
-def _local(path: str | Path) -> Path:
-    if "://" in str(path):
-        raise StoreError(f"{path}: only stores on a local file system are supported. Give a path.")
-    return Path(path).absolute()

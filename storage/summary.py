@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .rejects import read_rejects
+from .rejects import count_rejects
 from .store import FeatureStore
 
 
@@ -21,7 +21,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
     total = sum(bytes_by_array.values())
     quantiles = np.quantile(sequences.length, (0, 0.5, 0.95, 1)) if len(sequences) else np.zeros(4)
     return {
-        "store": str(store.root),
+        "store": store.root,
         "format": store.info.format,
         "target": store.info.target.model_dump(),
         "compute_dtype": store.info.compute_dtype,
@@ -33,7 +33,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "parts": len(store.records),
         "sequences": len(sequences),
         "tokens": tokens,
-        "rejected": len(read_rejects(store)),
+        "rejected": count_rejects(store),
         "categories": dict(Counter(map(str, sequences.category)).most_common()),
         "sources": dict(Counter(map(str, sequences.source)).most_common()),
         "lengths": dict(zip(("min", "median", "p95", "max"), map(int, quantiles), strict=True)),

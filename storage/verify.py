@@ -1,6 +1,7 @@
 """Reading every byte of a store against what was committed."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import zarr
@@ -9,7 +10,7 @@ from .errors import StoreCorruptError, StoreError
 from .files import file_hash, inside
 from .hashing import sequence_id
 from .part import SEQUENCE_TABLE
-from .reader import PartReader, check_objects
+from .reader import PartReader, check_metadata, check_sizes
 from .schema import CommitRecord
 from .store import COMMITS_DIRECTORY, PARTS_DIRECTORY, FeatureStore
 
@@ -49,8 +50,7 @@ def verify(store: FeatureStore) -> Verification:
         result.tokens += sum(record.sequences.lengths)
         result.bytes += sum(stored.size for stored in record.objects)
     for folder, is_published in ((PARTS_DIRECTORY, named.__contains__), (COMMITS_DIRECTORY, _is_record)):
-        leftovers = (path for path in sorted((store.root / folder).glob("*")) if not is_published(path.name))
-        result.unreferenced += [path.relative_to(store.root).as_posix() for path in leftovers]
+        result.unreferenced += [f"{folder}/{name}" for name in store.place.names(folder) if not is_published(name)]
     return result
 
 
@@ -66,24 +66,29 @@ def _is_record(name: str) -> bool:
 
 
 def _verify_unit(store: FeatureStore, record: CommitRecord) -> None:
-    check_objects(store, record)
+    check_sizes(store, record)
+    with store.local_part(record) as path:
+        check_metadata(store, record, path)
+        _verify_content(store, record, path)
+
+
+def _verify_content(store: FeatureStore, record: CommitRecord, path: Path) -> None:
     part = store.part_path(record)
     how_to_mend = f"Delete {store.commit_path(record.unit)} and rerun `specx extract`."
     for stored in record.objects:
-        path = inside(part, stored.key)
-        found = file_hash(path)
+        found = file_hash(inside(path, stored.key))
         if found != stored.xxh128:
             raise StoreCorruptError(
-                f"{path}: its hash is {found}, the commit record says {stored.xxh128}. {how_to_mend}"
+                f"{part}/{stored.key}: its hash is {found}, the commit record says {stored.xxh128}. {how_to_mend}"
             )
     columns = record.sequences
     offsets = np.concatenate([[0], np.cumsum(columns.lengths)])
     table = np.frombuffer(bytes.fromhex("".join(columns.ids)), np.uint8).reshape(len(columns.ids), -1)
-    stored_offsets, stored_table = (np.asarray(zarr.open_array(part / name, mode="r")) for name in SEQUENCE_TABLE)
+    stored_offsets, stored_table = (np.asarray(zarr.open_array(path / name, mode="r")) for name in SEQUENCE_TABLE)
     if not np.array_equal(stored_offsets, offsets) or not np.array_equal(stored_table, table):
         raise StoreCorruptError(f"{part}: its sequence table is not the commit record's. {how_to_mend}")
     input_ids = np.empty(offsets[-1], np.int32)
-    PartReader(part, store.info, int(offsets[-1])).read("input_ids", 0, input_ids)
+    PartReader(path, store.info, int(offsets[-1]), part).read("input_ids", 0, input_ids)
     for identifier, start, stop in zip(columns.ids, offsets[:-1], offsets[1:], strict=True):
         if sequence_id(input_ids[start:stop]).hex() != identifier:
             raise StoreCorruptError(f"{part}: tokens {start}:{stop} are not sequence {identifier}. {how_to_mend}")

@@ -6,7 +6,6 @@ number looks again, drops what the winner already has, and takes the next.
 """
 
 import os
-import shutil
 import socket
 import uuid
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Self
 import numpy as np
 
 from .. import __version__
-from .files import disk_errors, publish
 from .hashing import sequence_id
 from .part import PartWriter
 from .reader import PartReader
@@ -45,6 +43,7 @@ class FeatureWriter:
     def __init__(self, store: FeatureStore, *, tokens_per_part: int) -> None:
         """A unit is committed once it has ``tokens_per_part`` tokens; no sequence is split."""
         self._store = store
+        self._place = store.place
         self._tokens_per_part = tokens_per_part
         self._known: set[bytes] = set()
         self._seen_units: set[int] = set()
@@ -79,7 +78,7 @@ class FeatureWriter:
         identifier = sequence_id(features.input_ids)
         if identifier in self._known:
             return
-        with disk_errors(self._store.root):
+        with self._place.write_errors():
             if self._part is None:
                 self._part = PartWriter(self._fresh_part(), self._store.info)
             self._part.append(features)
@@ -101,25 +100,41 @@ class FeatureWriter:
 
     def commit(self) -> None:
         """Make the unit in progress visible; nothing happens if it is empty."""
-        with disk_errors(self._store.root):
+        with self._place.write_errors():
             objects = self._part.close(self._ids) if self._part else ()
+            is_put = False
             while part := self._part:
                 if taken := self._learn_commits() & set(self._ids):
                     self._keep_only([i for i, identifier in enumerate(self._ids) if identifier not in taken])
                     objects = self._part.close(self._ids) if self._part else ()
-                    continue
-                record = self._record(part, objects)
-                # From here on the part may be visible, and whatever happens must not remove it.
-                self._part = None
-                if publish(self._store.commit_path(record.unit), record.to_bytes()):
-                    self._store.records[record.unit] = record
-                    self._seen_units.add(record.unit)
-                    self.committed_sequences += len(self._ids)
-                    self._untaken += self._ids
-                    self.committed_tokens += part.tokens
+                    is_put = False
+                elif not is_put:
+                    self._place.put_tree(_key(part))
+                    # That may have taken long: look again at what others committed before trying a number.
+                    is_put = True
                 else:
-                    self._part = part
+                    self._publish(part, objects)
         self._ids, self._lengths, self._origins, self._rejected = [], [], [], []
+
+    def _publish(self, part: PartWriter, objects: tuple[StoredObject, ...]) -> None:
+        """Commit the part in progress, or leave it as it is if another writer took its number."""
+        record = self._record(part, objects)
+        # From here on the part may be visible, and whatever happens must not remove it.
+        self._part = None
+        try:
+            is_ours = self._place.publish(self._store.commit_key(record.unit), record.to_bytes())
+        except BaseException:
+            self._place.end_tree(_key(part))
+            raise
+        if not is_ours:
+            self._part = part
+            return
+        self._store.records[record.unit] = record
+        self._seen_units.add(record.unit)
+        self.committed_sequences += len(self._ids)
+        self._untaken += self._ids
+        self.committed_tokens += part.tokens
+        self._place.end_tree(_key(part))
 
     def _record(self, part: PartWriter, objects: tuple[StoredObject, ...]) -> CommitRecord:
         return CommitRecord(
@@ -156,7 +171,7 @@ class FeatureWriter:
         for i in kept:
             assert self._part is not None
             self._part.append(reader.features(ends[i] - self._lengths[i], ends[i]))
-        shutil.rmtree(old.path)
+        self._place.delete_tree(_key(old))
         self._ids = [self._ids[i] for i in kept]
         self._lengths = [self._lengths[i] for i in kept]
         self._origins = [self._origins[i] for i in kept]
@@ -164,11 +179,16 @@ class FeatureWriter:
     def discard(self) -> None:
         """Drop the unit in progress."""
         if self._part is not None:
-            shutil.rmtree(self._part.path, ignore_errors=True)
+            self._place.delete_tree(_key(self._part))
             self._part = None
 
     def _next_unit(self) -> int:
         return max(self._store.records, default=-1) + 1
 
     def _fresh_part(self) -> Path:
-        return self._store.root / PARTS_DIRECTORY / f"u{self._next_unit():06d}-{uuid.uuid4().hex}.zarr"
+        name = f"u{self._next_unit():06d}-{uuid.uuid4().hex}.zarr"
+        return self._place.begin_tree(f"{PARTS_DIRECTORY}/{name}")
+
+
+def _key(part: PartWriter) -> str:
+    return f"{PARTS_DIRECTORY}/{part.path.name}"

@@ -9,11 +9,17 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
 
+import random
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +92,104 @@ def exported_draft(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) 
     out = tmp_path_factory.mktemp("draft") / "eagle3"
     export(trained_run, out)
     return out
+
+
+class Faults:
+    """A network in front of an S3 server that loses some of what is written to it.
+
+    A lost request is answered with an error or not at all, and may have been carried out before that.
+    """
+
+    def __init__(self, server: Callable[..., Iterable[bytes]]) -> None:
+        self._server = server
+        self.stop()
+
+    def stop(self) -> None:
+        """Lose nothing from now on."""
+        self.lost = 0
+        self._share = 0.0
+        self._random = random.Random(0)
+        self._fragments: list[str] = []
+
+    def lose(self, share: float, seed: int) -> None:
+        """Lose a share of all PUT and POST requests from now on, picked by a seed; ``lost`` counts them."""
+        self._share, self._random = share, random.Random(seed)
+
+    def lose_answer(self, fragment: str) -> None:
+        """Carry out the next PUT or POST whose path has ``fragment`` in it, and never answer."""
+        self._fragments.append(fragment)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        is_write = environ["REQUEST_METHOD"] in ("PUT", "POST")
+        fragment = next((each for each in self._fragments if is_write and each in environ["PATH_INFO"]), None)
+        if fragment is not None:
+            self._fragments.remove(fragment)
+            is_handled, is_answered = True, False
+        elif is_write and self._random.random() < self._share:
+            is_handled, is_answered = self._random.random() < 0.5, self._random.random() < 0.5
+        else:
+            return self._server(environ, start_response)
+        self.lost += 1
+        if is_handled:
+            b"".join(self._server(environ, lambda *_: None))
+        else:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if not is_answered:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        start_response("500 Internal Server Error", [("Content-Length", "0")])
+        return []
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[tuple[str, Faults]]:
+    """An S3 server in a thread of this process, and the network in front of it."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        timeout = 10
+
+        def log(self, *_: Any) -> None:
+            pass
+
+    faults = Faults(DomainDispatcherApplication(create_backend_app))
+    # One request at a time: this server looks whether a name is taken and takes it in two steps.
+    server = make_server("127.0.0.1", 0, faults, threaded=False, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", faults
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def s3(_s3_server: tuple[str, Faults], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of an empty bucket that this process, and those it starts, reach by their environment."""
+    endpoint, faults = _s3_server
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in (
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_ACCESS_KEY_ID", "made-up"),
+        ("AWS_SECRET_ACCESS_KEY", "made-up"),
+        ("AWS_REGION", "us-east-1"),
+        ("NO_PROXY", "127.0.0.1"),
+    ):
+        monkeypatch.setenv(name, value)
+    bucket = f"specx-{uuid.uuid4().hex}"
+    _send("PUT", f"{endpoint}/{bucket}")
+    yield f"s3://{bucket}"
+    faults.stop()
+    _send("POST", f"{endpoint}/moto-api/reset")
+
+
+@pytest.fixture
+def s3_faults(_s3_server: tuple[str, Faults], s3: str) -> Faults:
+    """The network to the server of ``s3``; it loses nothing until told to."""
+    return _s3_server[1]
+
+
+def _send(method: str, url: str) -> None:
+    with urllib.request.urlopen(urllib.request.Request(url, method=method)):
+        pass

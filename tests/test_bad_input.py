@@ -144,7 +144,7 @@ def test_row_outside_the_vocabulary_is_counted_and_the_run_goes_on(specx: Specx,
         ({"boundaries": (0, 3)}, "boundary 0 of 6 blocks, expected 1 to 5"),
         ({"boundaries": (1, 6)}, "boundary 6 of 6 blocks, expected 1 to 5"),
         ({"top_k": 2049}, "top_k 2049 is larger than the vocabulary, 2048"),
-        ({"store": "s3://bucket/store"}, "s3://bucket/store: only stores on a local file system"),
+        ({"store": "gs://bucket/store"}, "gs://bucket/store: neither a path nor s3://BUCKET/PREFIX"),
     ],
 )
 def test_settings_the_target_cannot_do_are_refused_before_anything_is_written(

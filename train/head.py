@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..storage.errors import StoreCorruptError
-from ..storage.store import FeatureStore
+from ..storage.store import TARGET_DIRECTORY, FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,12 +27,13 @@ class TargetHead:
 def read_head(store: FeatureStore, vocabulary: npt.NDArray[np.int64]) -> TargetHead:
     """Read the embedding and the head's rows of ``vocabulary`` (Vd,); raise StoreCorruptError."""
     path = store.target_directory / "head.safetensors"
+    where = store.place.name_of(TARGET_DIRECTORY)
     try:
         with safe_open(path, framework="pt") as tensors:
             embed_tokens = tensors.get_tensor("embed_tokens")
             rows = tensors.get_tensor("lm_head")[torch.from_numpy(vocabulary)]
     except (OSError, SafetensorError) as error:
         raise StoreCorruptError(
-            f"{path}: not readable ({error}). Delete {store.target_directory} and rerun `specx extract`."
+            f"{where}/head.safetensors: not readable ({error}). Delete {where} and rerun `specx extract`."
         ) from error
     return TargetHead(embed_tokens=embed_tokens, lm_head_rows=rows)

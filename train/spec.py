@@ -69,7 +69,7 @@ def draft_spec(config: TrainConfig, target_directory: Path, stored: tuple[int, .
         vocab_size=target.vocab_size,
         draft_vocab_size=min(config.draft_vocab_size, target.vocab_size),
         max_position_embeddings=target.max_position_embeddings,
-        rope_parameters=_explicit(target.rope_parameters, target_directory),
+        rope_parameters=_explicit(target.rope_parameters, config.store),
         norm_output=config.norm_output,
         fc_norm=config.fc_norm,
     )
@@ -81,14 +81,14 @@ def _intermediate_size(target: PretrainedConfig) -> int:
     return 6 * int(values["hidden_size"]) if is_mixture else int(values["intermediate_size"])
 
 
-def _explicit(rope: Mapping[str, Any], target_directory: Path) -> dict[str, Any]:
+def _explicit(rope: Mapping[str, Any], store: str) -> dict[str, Any]:
     """Spell out the YaRN defaults that engines and transformers might fill in differently.
 
     Raises TrainError for a rope that the draft's layer does not compute.
     """
     if rope["rope_type"] not in _ROPE_TYPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise TrainError(
-            f"{target_directory}: the target's rope is {dict(rope)}, expected one of {', '.join(_ROPE_TYPES)} over "
+            f"{store}: the target's rope is {dict(rope)}, expected one of {', '.join(_ROPE_TYPES)} over "
             "the whole head. Drafts of this target are not supported."
         )
     if rope["rope_type"] != "yarn":

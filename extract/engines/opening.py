@@ -9,14 +9,16 @@ from ...storage.store import FeatureStore
 from ...storage.writer import FeatureWriter
 from ..config import ExtractConfig
 from ..target import Target
-from . import Engine
+from . import Engine, EngineError
 
 
 def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
-    """Return one engine that writes to the store of ``config``; raise SpecxError if it cannot be had.
+    """Return the engine, or the many in one, that write to the store of ``config``.
 
-    Only the library of the chosen engine is imported.
+    Only the library of the chosen engine is imported. Raises SpecxError if it cannot be had.
     """
+    if config.workers > 1 or config.ray_address is not None:
+        return _many_engines(config, target, info)
     if config.engine == "vllm" or (config.engine == "auto" and torch.cuda.is_available()):
         from .vllm import VllmEngine
 
@@ -33,6 +35,18 @@ def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Eng
 
     writer = FeatureWriter(FeatureStore.open(config.store), tokens_per_part=config.tokens_per_part)
     return TransformersEngine(target, info, writer, device=config.device, queue_bytes=config.queue_bytes)
+
+
+def _many_engines(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
+    try:
+        from .ray import RayEngine
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise EngineError(
+            "several workers need Ray, which is not installed. `pip install specx[ray]`, or use --workers 1."
+        ) from error
+    return RayEngine(config, target, info)
 
 
 def _vllm_options(config: ExtractConfig) -> dict[str, Any]:

@@ -80,9 +80,12 @@ def _load(target: Target, dtype: torch.dtype) -> nn.Module:
         result: Any = AutoModelForCausalLM.from_pretrained(
             target.path, **options, ignore_mismatched_sizes=True, output_loading_info=True
         )
+    except ImportError as error:
+        raise EngineError(f"{target.path}: transformers cannot load it: {_line(error)}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TargetError(f"{target.path}: transformers cannot load it: {reason}. Is config.json whole?") from error
+        raise TargetError(
+            f"{target.path}: transformers cannot load it: {_line(error)}. Is config.json whole?"
+        ) from error
     model, loaded = result
     wrong = sorted(loaded["missing_keys"]) + sorted(name for name, *_ in loaded["mismatched_keys"])
     if wrong:
@@ -91,3 +94,7 @@ def _load(target: Target, dtype: torch.dtype) -> nn.Module:
             f"first {wrong[0]}. Download the model again."
         )
     return cast(nn.Module, model)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

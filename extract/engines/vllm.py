@@ -5,10 +5,11 @@ for, as a request must have one. The store is written where the hidden states ar
 by ``vllm_connector``; here requests are made and counts come back.
 """
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -68,9 +69,10 @@ class VllmEngine:
         self._rejects: list[Reject] = []
         self._outcome = Outcome()
         self._last_asked = time.monotonic()
-        for problem in self._llm.collective_rpc("specx_open", args=(store, tokens_per_part, queue_bytes)):
-            if problem:
-                raise EngineError(problem)
+        problems = self._call("specx_open", store, tokens_per_part, queue_bytes)
+        if any(problems):
+            self.close()
+            raise EngineError(next(filter(None, problems)))
 
     def add(self, sample: Sample) -> None:
         """Give vLLM a sample, and run it until it can take another."""
@@ -87,8 +89,7 @@ class VllmEngine:
             },
         )
         self._rejects.clear()
-        while self._in_flight >= self._in_flight_limit:
-            self._step()
+        self._run_down_to(self._in_flight_limit - 1)
 
     def reject(self, reject: Reject) -> None:
         self._rejects.append(reject)
@@ -101,35 +102,56 @@ class VllmEngine:
         return outcome
 
     def finish(self) -> None:
-        while self._in_flight:
-            self._step()
+        self._run_down_to(0)
         # A request's hidden states are read in the step after its last: this one makes that step happen.
         self._submit([0, 0], None)
-        while self._in_flight:
-            self._step()
+        self._run_down_to(0)
         self._ask(finish=True)
 
     def close(self) -> None:
-        self._llm.collective_rpc("specx_close")
-        del self._llm
+        with contextlib.suppress(EngineError):
+            # A dead process has nothing to give back.
+            self._call("specx_close")
+        self._llm.llm_engine.engine_core.shutdown()
 
     def _submit(self, ids: list[int], params: dict[str, Any] | None) -> None:
         sampling = self._sampling.clone()
         if params is not None:
             sampling.extra_args = {"kv_transfer_params": {"specx": params}}
-        self._llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": ids}, sampling)
+        with _engine_errors():
+            self._llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": ids}, sampling)
         self._requests += 1
         self._in_flight += 1
 
-    def _step(self) -> None:
-        self._in_flight -= sum(output.finished for output in self._llm.llm_engine.step())
+    def _run_down_to(self, in_flight: int) -> None:
+        """Run the target until no more than so many requests are in flight."""
+        with _engine_errors():
+            while self._in_flight > in_flight:
+                self._in_flight -= sum(output.finished for output in self._llm.llm_engine.step())
 
     def _ask(self, *, finish: bool) -> None:
-        (answer,) = [each for each in self._llm.collective_rpc("specx_take", args=(finish,)) if each is not None]
+        (answer,) = [each for each in self._call("specx_take", finish) if each is not None]
         self._last_asked = time.monotonic()
         if "error" in answer:
             raise EngineError(answer["error"])
         self._outcome.add(Outcome(**answer | {"rejects": [Reject(**reject) for reject in answer["rejects"]]}))
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of ``FeatureWorker`` in every worker."""
+        with _engine_errors():
+            return list(self._llm.collective_rpc(method, args=arguments))
+
+
+@contextlib.contextmanager
+def _engine_errors() -> Iterator[None]:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError(
+            "vLLM's process has died; the reason is above. What was committed is kept: rerun the same command."
+        ) from error
 
 
 def _load(target: Target, info: DatasetInfo, max_length: int, options: Mapping[str, Any]) -> Any:
@@ -173,7 +195,13 @@ def _load(target: Target, info: DatasetInfo, max_length: int, options: Mapping[s
             "kv_role": "kv_producer",
         },
     }
-    return vllm.LLM(**arguments)
+    try:
+        return vllm.LLM(**arguments)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(
+            f"{target.path}: vLLM cannot run it: {reason} Use --engine transformers, or another vLLM option."
+        ) from error
 
 
 def _sampling() -> Any:

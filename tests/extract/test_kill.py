@@ -28,7 +28,7 @@ def settings(store: Path, target: Path, regen: Path) -> ExtractConfig:
 
 def contents(store: FeatureStore) -> list[dict[str, bytes]]:
     """Every file of every part, in the order of commit."""
-    parts = [store.part_path(store.records[unit]) for unit in sorted(store.records)]
+    parts = [Path(store.part_path(store.records[unit])) for unit in sorted(store.records)]
     return [
         {path.relative_to(part).as_posix(): path.read_bytes() for path in sorted(part.rglob("*")) if path.is_file()}
         for part in parts

@@ -214,10 +214,10 @@ def test_unfinished_copy_of_the_target_is_never_taken_for_a_whole_one(target: Pa
     edit_weights(copy, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(TargetError):
         copy_into(open_target(str(copy)), store)
-    assert not store.target_directory.exists()
+    assert not store.has_target
     copy_into(whole, store)
     assert (store.target_directory / "head.safetensors").exists()
-    assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in (tmp_path / "store").iterdir() if path.name.startswith(".")] == []
 
 
 def damage(directory: Path, name: str, content: bytes | None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specx.storage.errors import StoreCorruptError, StoreError
-from specx.storage.reader import FeatureReader, check_objects
+from specx.storage.reader import FeatureReader, check_metadata, check_sizes
 from specx.storage.schema import DatasetInfo, SequenceFeatures, array_specs
 from specx.storage.store import FeatureStore
 from specx.storage.writer import FeatureWriter, Origin
@@ -52,7 +52,7 @@ def damaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def array_file(store: FeatureStore, name: str, kind: str) -> Path:
     """The metadata or the only shard of one array of the first part."""
-    array = store.part_path(store.records[0]) / name
+    array = Path(store.part_path(store.records[0])) / name
     if kind == "zarr.json":
         return array / kind
     return next(path for path in (array / "c").rglob("0") if path.is_file())
@@ -204,12 +204,13 @@ def test_an_object_outside_its_part_is_refused(tmp_path: Path, fill: Fill, key: 
     record = store.records[0]
     objects = (record.objects[0].model_copy(update={"key": key}), *record.objects[1:])
     forged = record.model_copy(update={"objects": objects}).sealed()
-    store.commit_path(0).write_bytes(forged.to_bytes())
+    Path(store.commit_path(0)).write_bytes(forged.to_bytes())
     with pytest.raises(StoreCorruptError, match="expected one inside the store"):
         FeatureReader(FeatureStore.open(store.root)).features(0)
 
 
 def test_a_sound_part_passes_the_opening_checks(store: FeatureStore) -> None:
     for record in store.records.values():
-        check_objects(store, record)
+        check_sizes(store, record)
+        check_metadata(store, record, Path(store.part_path(record)))
     assert {stored.key.partition("/")[0] for stored in store.records[0].objects} >= set(array_specs(store.info))

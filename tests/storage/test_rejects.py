@@ -28,16 +28,16 @@ def test_rejects_are_read_as_they_were_written(store: FeatureStore) -> None:
 def test_a_store_without_rejects_has_none_and_no_file(store: FeatureStore) -> None:
     write_rejects(store, [])
     assert read_rejects(store) == []
-    assert not (store.root / "rejects").exists()
+    assert not Path(store.root, "rejects").exists()
 
 
 def test_a_row_met_again_by_another_run_is_not_written_again(store: FeatureStore) -> None:
     write_rejects(store, [reject(0), reject(1)])
     write_rejects(store, [reject(0), reject(1)])
-    assert len(list((store.root / "rejects").iterdir())) == 1
+    assert len(list(Path(store.root, "rejects").iterdir())) == 1
     write_rejects(store, [reject(1), reject(2)])
     assert sorted(one.row for one in read_rejects(store)) == [0, 1, 2]
-    rows = [row for path in (store.root / "rejects").iterdir() for row in pq.read_table(path).to_pylist()]
+    rows = [row for path in Path(store.root, "rejects").iterdir() for row in pq.read_table(path).to_pylist()]
     assert sorted(row["row"] for row in rows) == [0, 1, 2]
 
 
@@ -53,5 +53,5 @@ def test_one_row_with_two_reasons_is_two_rejects(store: FeatureStore) -> None:
 
 def test_an_unfinished_file_is_not_read(store: FeatureStore) -> None:
     write_rejects(store, [reject(0)])
-    (store.root / "rejects" / ".tmp-0123-r0.parquet").write_bytes(b"PAR1")
+    (Path(store.root) / "rejects" / ".tmp-0123-r0.parquet").write_bytes(b"PAR1")
     assert read_rejects(store) == [reject(0)]

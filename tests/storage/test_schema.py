@@ -1,7 +1,6 @@
 """Records: their canonical bytes, their checksum, and what is refused of text from outside."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -20,7 +19,7 @@ from specx.storage.schema import (
     parse_record,
 )
 
-PATH = Path("commits") / "u000003.json"
+PATH = "commits/u000003.json"
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_a_newer_format_is_refused_before_its_unknown_keys(record: CommitRecord)
 def test_a_newer_data_set_is_refused(info: DatasetInfo) -> None:
     content = json.dumps(info.model_dump() | {"format": FORMAT_VERSION + 1, "novelty": 1}).encode()
     with pytest.raises(StoreError, match="Upgrade specx"):
-        parse_record(DatasetInfo, content, Path("dataset.json"))
+        parse_record(DatasetInfo, content, "dataset.json")
 
 
 @pytest.mark.parametrize(
@@ -131,17 +130,17 @@ def test_columns_of_different_lengths_are_refused(record: CommitRecord) -> None:
 )
 def test_every_other_setting_is_named(info: DatasetInfo, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(StoreMismatchError, match=said):
-        info.require_same(info.model_copy(update=changes), Path("store"))
+        info.require_same(info.model_copy(update=changes), "store")
 
 
 def test_another_target_is_named_with_all_that_differs(info: DatasetInfo) -> None:
     target = info.target.model_copy(update={"architecture": "Other", "weights_hash": "c" * 64})
     with pytest.raises(StoreMismatchError, match=r"target\.architecture is .*; target\.weights_hash is bbb"):
-        info.require_same(info.model_copy(update={"target": target}), Path("store"))
+        info.require_same(info.model_copy(update={"target": target}), "store")
 
 
 def test_the_same_settings_are_accepted(info: DatasetInfo) -> None:
-    info.require_same(info.model_copy(), Path("store"))
+    info.require_same(info.model_copy(), "store")
 
 
 def test_a_part_has_exactly_the_arrays_of_a_sequence(info: DatasetInfo) -> None:

@@ -20,7 +20,7 @@ Fill = Callable[..., FeatureStore]
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory, fill: Fill) -> Path:
     """A store of 7 sequences in 3 parts."""
-    return fill(tmp_path_factory.mktemp("filled") / "store", 7, tokens_per_part=200).root
+    return Path(fill(tmp_path_factory.mktemp("filled") / "store", 7, tokens_per_part=200).root)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def store(tmp_path: Path, filled: Path) -> FeatureStore:
 
 
 def replace_record(store: FeatureStore, unit: int, record: CommitRecord) -> None:
-    store.commit_path(unit).write_bytes(record.sealed().to_bytes())
+    Path(store.commit_path(unit)).write_bytes(record.sealed().to_bytes())
 
 
 def test_an_opened_store_is_the_one_that_was_made(tmp_path: Path, info: DatasetInfo) -> None:
@@ -90,7 +90,7 @@ def test_a_file_is_not_made_a_store(tmp_path: Path, info: DatasetInfo) -> None:
 
 
 def test_an_empty_directory_becomes_a_store(tmp_path: Path, info: DatasetInfo) -> None:
-    assert FeatureStore.create(tmp_path, info).root == tmp_path
+    assert FeatureStore.create(tmp_path, info).root == str(tmp_path)
 
 
 def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path, info: DatasetInfo) -> None:
@@ -99,11 +99,11 @@ def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path, info: Dat
     assert FeatureStore.create(tmp_path / "store", info).info == info
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/store", "file:///data/store", "gs://bucket/store"])
-def test_a_url_is_refused(info: DatasetInfo, url: str) -> None:
-    with pytest.raises(StoreError, match="only stores on a local file system"):
+@pytest.mark.parametrize("url", ["file:///data/store", "gs://bucket/store"])
+def test_a_url_of_another_kind_is_refused(info: DatasetInfo, url: str) -> None:
+    with pytest.raises(StoreError, match=r"neither a path nor s3://BUCKET/PREFIX"):
         FeatureStore.open(url)
-    with pytest.raises(StoreError, match="only stores on a local file system"):
+    with pytest.raises(StoreError, match=r"neither a path nor s3://BUCKET/PREFIX"):
         FeatureStore.create(url, info)
 
 
@@ -138,21 +138,21 @@ def test_a_commit_of_a_newer_format_is_refused(store: FeatureStore) -> None:
 
 
 def test_a_truncated_data_set_file_is_refused(store: FeatureStore) -> None:
-    path = store.root / "dataset.json"
+    path = Path(store.root) / "dataset.json"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StoreCorruptError, match=r"dataset\.json: not a record"):
         FeatureStore.open(store.root)
 
 
 def test_a_truncated_commit_record_is_refused(store: FeatureStore) -> None:
-    path = store.commit_path(1)
+    path = Path(store.commit_path(1))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(StoreCorruptError, match=r"u000001\.json: not a record.*extracted again"):
         FeatureStore.open(store.root)
 
 
 def test_a_commit_record_with_a_changed_digit_is_refused(store: FeatureStore) -> None:
-    path = store.commit_path(1)
+    path = Path(store.commit_path(1))
     content = path.read_bytes()
     at = content.index(b'"size":') + len(b'"size":')
     digit = b"1" if content[at : at + 1] != b"1" else b"2"
@@ -162,7 +162,7 @@ def test_a_commit_record_with_a_changed_digit_is_refused(store: FeatureStore) ->
 
 
 def test_a_record_under_the_name_of_another_unit_is_refused(store: FeatureStore) -> None:
-    store.commit_path(1).rename(store.commit_path(9))
+    Path(store.commit_path(1)).rename(store.commit_path(9))
     with pytest.raises(StoreCorruptError, match=r"u000009\.json: the record says it is of unit 1"):
         FeatureStore.open(store.root)
 
@@ -176,7 +176,7 @@ def test_a_part_outside_the_store_is_refused(store: FeatureStore, part: str) -> 
 
 
 def test_a_unit_that_is_gone_is_named(store: FeatureStore) -> None:
-    store.commit_path(1).unlink()
+    Path(store.commit_path(1)).unlink()
     opened = FeatureStore.open(store.root)
     assert sorted(opened.records) == [0, 2]
     with pytest.raises(StoreError, match=r"u000001\.json: missing"):
@@ -185,5 +185,5 @@ def test_a_unit_that_is_gone_is_named(store: FeatureStore) -> None:
 
 def test_unfinished_and_foreign_files_among_the_commits_are_no_commits(store: FeatureStore) -> None:
     for name in (".tmp-0123-u000003.json", "notes.txt", "unfinished.json"):
-        (store.root / "commits" / name).write_text("{")
+        (Path(store.root) / "commits" / name).write_text("{")
     assert FeatureStore.open(store.root).records == store.records

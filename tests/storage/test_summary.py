@@ -23,7 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, fill: Fill) -> FeatureStore:
 
 def test_bytes_are_those_of_the_files_on_disk(store: FeatureStore) -> None:
     numbers = summary(store)
-    files = [path for path in (store.root / "parts").rglob("*") if path.is_file()]
+    files = [path for path in Path(store.root, "parts").rglob("*") if path.is_file()]
     assert numbers["bytes"] == sum(path.stat().st_size for path in files)
     assert sum(numbers["bytes_by_array"].values()) == numbers["bytes"]
     for name in [*array_specs(store.info), "seq_offsets", "seq_ids"]:
@@ -38,7 +38,7 @@ def test_counts_and_lengths_are_those_of_the_sequences(
     lengths = sorted(len(sequence(i).input_ids) for i in range(N))
     assert numbers["sequences"] == N
     assert numbers["tokens"] == sum(lengths)
-    assert numbers["parts"] == len(list((store.root / "commits").iterdir()))
+    assert numbers["parts"] == len(list(Path(store.root, "commits").iterdir()))
     assert (numbers["lengths"]["min"], numbers["lengths"]["max"]) == (lengths[0], lengths[-1])
     assert lengths[N // 2 - 1] <= numbers["lengths"]["median"] <= lengths[N // 2]
     assert numbers["bytes_per_token"] == pytest.approx(numbers["bytes"] / numbers["tokens"], abs=0.05)

@@ -51,14 +51,14 @@ def problems(path: Path) -> list[str]:
 
 def file_of(store: FeatureStore, key: str) -> Path:
     """A file of the first part: its ``zarr.json``, an array's, or an array's only shard."""
-    part = store.part_path(store.records[0])
+    part = Path(store.part_path(store.records[0]))
     if key.endswith("zarr.json"):
         return part / key
     return next(path for path in (part / key / "c").rglob("0") if path.is_file())
 
 
 def commit(store: FeatureStore, record: CommitRecord) -> None:
-    store.commit_path(record.unit).write_bytes(record.sealed().to_bytes())
+    Path(store.commit_path(record.unit)).write_bytes(record.sealed().to_bytes())
 
 
 def test_a_sound_store_has_no_problems_and_its_numbers_add_up(store: FeatureStore) -> None:
@@ -67,7 +67,7 @@ def test_a_sound_store_has_no_problems_and_its_numbers_add_up(store: FeatureStor
     assert result.problems == []
     assert result.unreferenced == []
     assert (result.sequences, result.tokens) == (5, int(catalogue.length.sum()))
-    assert result.bytes == sum(path.stat().st_size for path in (store.root / "parts").rglob("*") if path.is_file())
+    assert result.bytes == sum(path.stat().st_size for path in Path(store.root, "parts").rglob("*") if path.is_file())
     require_sound(store, result)
 
 
@@ -131,7 +131,7 @@ def test_two_files_that_changed_places_are_found(raw_store: FeatureStore, first:
     paths = []
     for key in (first, second):
         unit, _, name = key.partition("/")
-        paths.append(raw_store.part_path(raw_store.records[int(unit)]) / name)
+        paths.append(Path(raw_store.part_path(raw_store.records[int(unit)])) / name)
     contents = [path.read_bytes() for path in paths]
     assert len(contents[0]) == len(contents[1])
     for path, content in zip(paths, reversed(contents), strict=True):
@@ -141,7 +141,7 @@ def test_two_files_that_changed_places_are_found(raw_store: FeatureStore, first:
 
 
 def test_two_parts_that_changed_places_are_found(raw_store: FeatureStore) -> None:
-    first, second = (raw_store.part_path(record) for record in raw_store.records.values())
+    first, second = (Path(raw_store.part_path(record)) for record in raw_store.records.values())
     first.rename(first.with_name("aside"))
     second.rename(first)
     first.with_name("aside").rename(second)
@@ -152,7 +152,7 @@ def test_every_damaged_part_is_named_and_the_sound_ones_are_counted(tmp_path: Pa
     store = fill(tmp_path / "store", 6, tokens_per_part=50)
     assert len(store.records) > 3
     shutil.rmtree(store.part_path(store.records[0]))
-    (store.part_path(store.records[2]) / "lse" / "zarr.json").unlink()
+    (Path(store.part_path(store.records[2])) / "lse" / "zarr.json").unlink()
     result = verify(FeatureStore.open(store.root))
     assert len(result.problems) == 2
     assert result.sequences == sum(
@@ -164,7 +164,7 @@ def test_every_damaged_part_is_named_and_the_sound_ones_are_counted(tmp_path: Pa
 
 def test_a_store_without_its_parts_directory_is_a_problem_and_no_crash(tmp_path: Path, fill: Fill) -> None:
     store = fill(tmp_path / "store", 1, tokens_per_part=50)
-    shutil.rmtree(store.root / "parts")
+    shutil.rmtree(Path(store.root) / "parts")
     assert len(problems(store.root)) == 1
 
 
@@ -189,7 +189,7 @@ def test_tokens_that_are_not_the_named_sequence_are_found(
     tmp_path: Path, info: DatasetInfo, fill: Fill, sequence: Callable[[int], SequenceFeatures]
 ) -> None:
     store = fill(tmp_path / "store", 1, tokens_per_part=50)
-    part = PartWriter(store.root / "parts" / "wrong.zarr", info)
+    part = PartWriter(Path(store.root) / "parts" / "wrong.zarr", info)
     part.append(sequence(1))
     name = sequence_id(sequence(2).input_ids)
     objects = part.close([name])
@@ -214,8 +214,8 @@ def test_a_part_outside_the_store_is_a_problem(tmp_path: Path, fill: Fill, part:
 
 def test_leftovers_of_killed_runs_are_listed_and_harmless(tmp_path: Path, fill: Fill) -> None:
     store = fill(tmp_path / "store", 2, tokens_per_part=50)
-    (store.root / "parts" / "u000009-0.zarr").mkdir()
-    (store.root / "commits" / ".tmp-0-u000009.json").write_text("{")
+    (Path(store.root) / "parts" / "u000009-0.zarr").mkdir()
+    (Path(store.root) / "commits" / ".tmp-0-u000009.json").write_text("{")
     result = verify(FeatureStore.open(store.root))
     assert result.problems == []
     assert result.unreferenced == ["parts/u000009-0.zarr", "commits/.tmp-0-u000009.json"]

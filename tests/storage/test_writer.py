@@ -142,7 +142,7 @@ def test_a_deleted_commit_is_extracted_again_under_a_new_number(
 ) -> None:
     store = fill(tmp_path / "store", 7, tokens_per_part=150)
     last = max(store.records)
-    store.commit_path(0).unlink()
+    Path(store.commit_path(0)).unlink()
     assert sorted(fill(tmp_path / "store", 7, tokens_per_part=150).records) == [*range(1, last + 1), last + 1]
     expect_exactly(tmp_path / "store", 7)
 

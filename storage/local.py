@@ -1,0 +1,79 @@
+"""A store's files on a local disk, or on a file system mounted like one."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from .files import disk_errors, fsync_directory, fsync_tree, inside, make_directory, publish, temporary_name
+
+
+class LocalPlace:
+    """Implements ``Place`` below a directory; trees are written where they stay."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def name_of(self, key: str) -> str:
+        return str(self._path(key))
+
+    def read(self, key: str) -> bytes:
+        return self._path(key).read_bytes()
+
+    def publish(self, key: str, content: bytes) -> bool:
+        return publish(self._path(key), content)
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(path.name for path in self._path(folder).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def sizes(self, tree: str) -> dict[str, int]:
+        root = self._path(tree)
+        files = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
+        return {file.relative_to(root).as_posix(): file.stat().st_size for file in files if file.is_file()}
+
+    def begin_tree(self, tree: str) -> Path:
+        path = self._path(tree)
+        make_directory(path.parent)
+        return path
+
+    def put_tree(self, tree: str) -> None:
+        fsync_tree(self._path(tree))
+
+    def end_tree(self, tree: str) -> None:
+        """Do nothing: the tree was written in its place."""
+
+    def delete_tree(self, tree: str) -> None:
+        shutil.rmtree(self._path(tree), ignore_errors=True)
+
+    @contextmanager
+    def new_tree(self, tree: str, *, last: str) -> Iterator[Path]:
+        path = self._path(tree)
+        temporary = temporary_name(path)
+        try:
+            with self.write_errors():
+                temporary.mkdir(parents=True)
+                yield temporary
+                assert (temporary / last).exists()
+                fsync_tree(temporary)
+                try:
+                    temporary.rename(path)
+                except OSError:
+                    # Another writer of the same tree was first.
+                    if not path.exists():
+                        raise
+                fsync_directory(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def local_tree(self, tree: str, sizes: Mapping[str, int] | None = None) -> AbstractContextManager[Path]:
+        return nullcontext(self._path(tree))
+
+    def write_errors(self) -> AbstractContextManager[None]:
+        return disk_errors(self._root)
+
+    def _path(self, key: str) -> Path:
+        return inside(self._root, key) if key else self._root
