@@ -62,6 +62,9 @@ def extract(
     expert_parallel: Annotated[
         bool | None, typer.Option("--expert-parallel", help="GPUs of --tensor-parallel hold whole experts.")
     ] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Start although the disk is expected to be too small.")
+    ] = None,
     config: RunFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -94,6 +97,7 @@ def extract(
         "tensor_parallel": tensor_parallel,
         "pipeline_parallel": pipeline_parallel,
         "expert_parallel": expert_parallel,
+        "force": force,
     }
     settings = load_config(ExtractConfig, config, options)
     from .extract.pipeline import run
@@ -208,6 +212,47 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
     result = verify_store(opened)
     _show(result, as_json)
     require_sound(opened, result)
+
+
+@store_app.command()
+def plan(
+    target: Annotated[str | None, typer.Option(help="Local directory or hub id of the target; no weights.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens that are to be run through the target.")] = None,
+    sequences: Annotated[int | None, typer.Option(help="Sequences these tokens are in.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="As for extract, instead of --tokens.")] = None,
+    store: Annotated[str | None, typer.Option(help="Where it would go, to see the free space there.")] = None,
+    boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
+    codec: Annotated[str | None, typer.Option(help="lossless or none.")] = None,
+    tokens_per_part: Annotated[int | None, typer.Option(help="Tokens committed at once.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows to read of all data together.")] = None,
+    date: Annotated[str | None, typer.Option(help="Day in the prompt, YYYY-MM-DD, of rows that name none.")] = None,
+    tokens_per_s: Annotated[float | None, typer.Option(help="Measured by a run; gives the hours.")] = None,
+    config: RunFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell bytes, files and hours of an extraction before it runs."""
+    from .extract.plan import PlanConfig
+    from .extract.plan import plan as plan_run
+    from .run_file import load_config
+
+    options = {
+        "target": target,
+        "tokens": tokens,
+        "sequences": sequences,
+        "data": data or None,
+        "store": store,
+        "boundaries": _integers("--boundaries", boundaries),
+        "top_k": top_k,
+        "codec": codec,
+        "tokens_per_part": tokens_per_part,
+        "max_length": max_length,
+        "limit": limit,
+        "date": date,
+        "tokens_per_s": tokens_per_s,
+    }
+    _show(plan_run(load_config(PlanConfig, config, options)), as_json)
 
 
 def _integers(option: str, text: str | None) -> tuple[int, ...] | None:

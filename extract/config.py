@@ -68,6 +68,8 @@ class ExtractConfig(RunConfig):
     """A unit of this size is committed at once, and is what a killed run loses at most."""
     queue_bytes: int = Field(default=256 << 20, ge=1)
     """Outputs that may wait for the writer of an engine before the engine waits."""
+    force: bool = False
+    """Start although the disk is expected to be too small."""
 
     @field_validator("boundaries")
     @classmethod

@@ -12,6 +12,7 @@ from ..storage.summary import summary
 from .config import ExtractConfig
 from .engines import Engine
 from .engines.opening import open_engine
+from .plan import expect, require_room
 from .progress import Counts, Reporter, reporter
 from .samples import SampleReader
 from .sink import Outcome
@@ -47,6 +48,9 @@ def run(config: ExtractConfig) -> ExtractSummary:
     target = open_target(config.target)
     info = dataset_info(config, target)
     store = FeatureStore.create(config.store, info)
+    if (expected := expect(config, target)) is not None:
+        stored = sum(each.size for record in store.records.values() for each in record.objects)
+        require_room(config.store, expected, force=config.force, stored_bytes=stored)
     copy_into(target, store)
     counts = Counts()
     try:

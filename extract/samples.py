@@ -59,7 +59,7 @@ class SampleReader:
         index, count = self._config.shard or (0, 1)
         for number, row in enumerate(self._rows()):
             if number % count == index:
-                yield from self._convert(row)
+                yield from self.convert(row)
 
     def _rows(self) -> Iterator[Row]:
         # All are looked up before the first row is read: a typo is not found out hours later.
@@ -72,7 +72,8 @@ class SampleReader:
                 remaining = None if remaining is None else remaining - 1
                 yield row
 
-    def _convert(self, row: Row) -> Iterator[Sample | Reject]:
+    def convert(self, row: Row) -> Iterator[Sample | Reject]:
+        """Yield what becomes of one row; raise DataError if its prompt needs a date that nobody gave."""
         try:
             if row.unreadable:
                 raise RejectedRowError("unreadable", row.unreadable)
@@ -81,11 +82,12 @@ class SampleReader:
             yield Reject(source=row.source, row=row.number, reason=error.reason, detail=error.detail)
             return
         origin = Origin(source=row.source, row=row.number, category=self._shape.category_of(row.columns))
-        for generation in generations:
+        for number, generation in enumerate(generations):
             try:
                 input_ids, loss_mask = self._checked(*self._tokens(generation))
             except RejectedRowError as error:
-                yield Reject(source=row.source, row=row.number, reason=error.reason, detail=error.detail)
+                detail = f"answer {number}: {error.detail}" if len(generations) > 1 else error.detail
+                yield Reject(source=row.source, row=row.number, reason=error.reason, detail=detail)
             except DateMissingError as error:
                 raise DataError(f"{row.source}: row {row.number} has no date. {error}") from error
             else:

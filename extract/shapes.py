@@ -28,13 +28,27 @@ _ROLES = {"human": "user", "gpt": "assistant", "assistant_final": "assistant"}
 """Names that older data has for a role."""
 _ANALYSIS, _EFFORT = "assistant_analysis", "assistant_reasoning_effort"
 
-Turn = Mapping[str, Any]
+Reason = Literal[
+    "bad_date",
+    "bad_effort",
+    "empty",
+    "id_out_of_range",
+    "mask_length",
+    "mask_value",
+    "not_integers",
+    "not_rendered",
+    "not_successful",
+    "nothing_supervised",
+    "too_long",
+    "unreadable",
+]
+"""Why a row was left out; ``docs/data.md`` explains each."""
 
 
 class RejectedRowError(Exception):
-    """The row gives no sample; ``reason`` is one of the names in ``docs/data.md``."""
+    """The row, or one answer of it, gives no sample."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = one_line(detail)
@@ -109,15 +123,16 @@ class RowShape:
         if all(columns.get(name) is not None for name in names):
             input_ids, loss_mask = (_integers(name, columns[name]) for name in names)
             return [Recorded(input_ids=input_ids, loss_mask=loss_mask)]
+        return list(self.conversations(columns))
+
+    def conversations(self, columns: Mapping[str, Any]) -> Iterator[Conversation]:
+        """Yield the row's conversation as ``turns`` wants it; raise RejectedRowError if there is none."""
         messages = next((columns[name] for name in self._conversations if columns.get(name)), None)
         if messages is None:
             raise RejectedRowError("empty", f"no {self.expected} in the row")
-        if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        if not isinstance(messages, list | tuple):
             found = type(messages).__name__
             raise RejectedRowError("not_rendered", f"a conversation is a list of messages, found {found}")
-        return list(self._conversations_of(messages, columns))
-
-    def _conversations_of(self, messages: Sequence[Any], columns: Mapping[str, Any]) -> Iterator[Conversation]:
         efforts = [_text(message) for message in messages if _speaker(message) == _EFFORT]
         if any(effort != efforts[0] for effort in efforts):
             raise RejectedRowError("bad_effort", "the conversation has several reasoning efforts")

@@ -73,7 +73,7 @@ def find_sources(argument: str) -> list[Source]:
     path = Path(argument)
     if path.is_file():
         return [_file(path)]
-    if path.is_dir():
+    if argument and path.is_dir():
         found = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file()]
         # A directory fetched from the hub has notes about the fetching in a hidden one.
         files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
@@ -148,7 +148,7 @@ def _json_rows(files: Iterable[str]) -> Iterator[Mapping[str, Any] | str]:
 
 def _parsed(line: bytes) -> Mapping[str, Any] | str:
     try:
-        return _columns(json.loads(line.decode("utf-8-sig")))
+        return _columns(json.loads(line.strip().decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         return one_line(str(error))
     except (ValueError, RecursionError) as error:
@@ -180,7 +180,7 @@ def _parquet_rows(path: Path) -> Iterable[Mapping[str, Any]]:
 def _splits(argument: str) -> list[Source]:
     match = _SPLITS.fullmatch(argument)
     path = match["path"] if match else ""
-    is_directory = Path(path).is_dir() and path != ""
+    is_directory = bool(path) and Path(path).is_dir()
     if match is None or argument.endswith(SUFFIXES) or not (is_directory or _HUB_ID.fullmatch(path)):
         raise DataError(f"{argument}: no such file. Give --data a Parquet or JSON-lines file, or a hub id.")
     try:

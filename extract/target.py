@@ -92,9 +92,13 @@ class Target:
         return int(self.config["max_position_embeddings"])
 
 
-def open_target(name: str) -> Target:
-    """Find the target and check that this package can use it; raise TargetError if not."""
-    path = _locate(name)
+def open_target(name: str, *, weights: bool = True) -> Target:
+    """Find the target and check that this package can use it; raise TargetError if not.
+
+    Without ``weights`` its config is all that must be there and no tensor is fetched: ``files`` is empty,
+    and ``dtype`` is the one the config names, bfloat16 where it names none.
+    """
+    path = _locate(name, weights)
     config_path = path / "config.json"
     try:
         config = json.loads(config_path.read_text())
@@ -112,8 +116,13 @@ def open_target(name: str) -> Target:
     for key in ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"):
         if not isinstance(config.get(key), int):
             raise TargetError(f"{config_path}: {key} is {config.get(key)!r}, expected an integer.")
-    files = _tensor_files(path)
-    return Target(path=path, config=config, files=files, dtype=_checkpoint_dtype(path, config, files))
+    files = _tensor_files(path) if weights else {}
+    return Target(
+        path=path,
+        config=config,
+        files=files,
+        dtype=_checkpoint_dtype(path, config, files) if weights else _named_dtype(config) or "bfloat16",
+    )
 
 
 def resolve_boundaries(target: Target, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -179,23 +188,28 @@ def copy_into(target: Target, store: FeatureStore) -> None:
             ) from error
 
 
-def _locate(name: str) -> Path:
+def _locate(name: str, weights: bool) -> Path:
     path = Path(name)
     if path.is_dir():
         return path.absolute()
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if path.exists() or not is_hub_id:
         raise TargetError(f"{name}: no such directory. Give --target a model's directory or hub id.")
+    patterns = [*_COPIED_PATTERNS, *(("*.safetensors", "*.json") if weights else ())]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", *_COPIED_PATTERNS]))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TargetError(f"{name}: neither a directory nor a model on the hub: {reason}") from error
 
 
+def _named_dtype(config: dict[str, Any]) -> Any:
+    return config.get("dtype") or config.get("torch_dtype")
+
+
 def _checkpoint_dtype(path: Path, config: dict[str, Any], files: dict[str, Path]) -> str:
     """Return the type the config names or, as a config may name none, that of the embedding."""
-    dtype = config.get("dtype") or config.get("torch_dtype")
+    dtype = _named_dtype(config)
     name = _HEAD_TENSORS["embed_tokens"]
     if dtype is None and name in files:
         with _opened(files[name]) as tensors:

@@ -4,7 +4,6 @@ A copy is made once however many threads ask for it. It is never taken away from
 a reader that holds it; of the others, those not used for longest go first.
 """
 
-import logging
 import shutil
 import threading
 from collections import OrderedDict
@@ -13,10 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_SPARED = 0.05
+_SPARED = 0.1
 """Share of the disk that copies leave free while others could make room."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +58,12 @@ class TreeCache:
             with self._changed:
                 copy.readers -= 1
 
+    def drop(self, tree: str) -> None:
+        """Remove the copy of a tree unless it is being read; nothing happens if there is none."""
+        with self._changed:
+            if tree in self._copies and not self._copies[tree].readers:
+                self._remove(tree)
+
     def _fill(self, tree: str, path: Path, fetch: Callable[[Path], None]) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -79,9 +82,11 @@ class TreeCache:
         for tree in [tree for tree, copy in self._copies.items() if not copy.readers]:
             if self._has_room(size):
                 return
-            _log.debug("%s: deleted to make room", self._root / tree)
-            shutil.rmtree(self._root / tree, ignore_errors=True)
-            del self._copies[tree]
+            self._remove(tree)
+
+    def _remove(self, tree: str) -> None:
+        shutil.rmtree(self._root / tree, ignore_errors=True)
+        del self._copies[tree]
 
     def _has_room(self, size: int) -> bool:
         if self._limit_bytes is not None:

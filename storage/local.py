@@ -43,8 +43,8 @@ class LocalPlace:
     def put_tree(self, tree: str) -> None:
         fsync_tree(self._path(tree))
 
-    def end_tree(self, tree: str) -> None:
-        """Do nothing: the tree was written in its place."""
+    def release_tree(self, tree: str) -> None:
+        """Do nothing: the tree is in its place."""
 
     def delete_tree(self, tree: str) -> None:
         shutil.rmtree(self._path(tree), ignore_errors=True)

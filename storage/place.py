@@ -45,8 +45,8 @@ class Place(Protocol):
         """Put a begun tree, now complete, durably in its place."""
         ...
 
-    def end_tree(self, tree: str) -> None:
-        """Give up what a begun tree holds of the local disk, now that it is in its place."""
+    def release_tree(self, tree: str) -> None:
+        """Give up the room that a tree, begun or read, takes on the local disk if its place is elsewhere."""
         ...
 
     def delete_tree(self, tree: str) -> None:

@@ -5,7 +5,7 @@ A row is written once, however often it is met; memory holds 16 bytes a row.
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -70,13 +70,6 @@ def read_rejects(store: FeatureStore) -> list[Reject]:
 def count_rejects(store: FeatureStore) -> int:
     """Count the rejected rows, each once, without holding them."""
     return len({_name(reject) for reject in _stored(store)})
-
-
-def write_rejects(store: FeatureStore, rejects: Iterable[Reject]) -> None:
-    """Add the rows that are not there yet."""
-    with RejectLog(store) as log:
-        for reject in rejects:
-            log.add(reject)
 
 
 def _stored(store: FeatureStore) -> Iterator[Reject]:

@@ -17,12 +17,16 @@ AnswerT = TypeVar("AnswerT")
 
 _HOPELESS = {
     "NoSuchBucket": "no such bucket. Create it, or correct the URL.",
-    # Where the credentials of an EC2 instance are asked for, once there are none elsewhere.
-    "169.254.169.254": "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
     "PermanentRedirect": "the bucket is in another region. Set AWS_REGION to the bucket's.",
     "AuthorizationHeaderMalformed": "the bucket is in another region. Set AWS_REGION to the bucket's.",
 }
 """What an error says -> what the user is told at once, of the bucket."""
+
+_EXPLAINED = {
+    # Where an EC2 instance asks for credentials, once there are none in the environment.
+    "169.254.169.254": "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+}
+"""The same, but after the last try."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +54,8 @@ class Retry:
                     "and the rights they give."
                 ) from error
             except (BaseError, FileNotFoundError) as error:
-                said = str(error)
-                if told := next((told for sign, told in _HOPELESS.items() if sign in said), None):
+                known = _HOPELESS if number < self.tries else _HOPELESS | _EXPLAINED
+                if told := next((told for sign, told in known.items() if sign in str(error)), None):
                     raise StoreError(f"{bucket}: {told}") from error
                 if isinstance(error, FileNotFoundError):
                     raise FileNotFoundError(f"{what}: no such object") from error

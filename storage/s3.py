@@ -42,6 +42,9 @@ _log = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
 
+_process: int | None = None
+"""The process that asked first."""
+
 
 class S3Place:
     """Implements ``Place`` below a prefix of a bucket.
@@ -120,8 +123,9 @@ class S3Place:
     def put_tree(self, tree: str) -> None:
         self._upload(tree, self._begun(tree))
 
-    def end_tree(self, tree: str) -> None:
+    def release_tree(self, tree: str) -> None:
         shutil.rmtree(self._begun(tree), ignore_errors=True)
+        self._cache.drop(tree)
         self._put.discard(tree)
 
     def delete_tree(self, tree: str) -> None:
@@ -144,7 +148,7 @@ class S3Place:
                 yield path
                 self._upload(tree, path, last)
         finally:
-            self.end_tree(tree)
+            self.release_tree(tree)
 
     @contextmanager
     def local_tree(self, tree: str, sizes: Mapping[str, int] | None = None) -> Iterator[Path]:
@@ -167,6 +171,7 @@ class S3Place:
         return self._local / "written" / tree
 
     def _ask(self, doing: str, key: str, request: Callable[[], ItemT]) -> ItemT:
+        _require_own_process()
         return self._retry.ask(f"{self.name_of(key)}: {doing}", f"s3://{self._bucket}", request)
 
     def _upload(self, tree: str, path: Path, last: str | None = None) -> None:
@@ -218,6 +223,14 @@ class S3Place:
 
 
 _VERIFY = "Run `specx store verify` to see all damage."
+
+
+def _require_own_process() -> None:
+    """Raise StoreError in a process forked after obstore was used: it lacks obstore's threads and would wait for ever."""
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise StoreError("S3 was used before this process was forked from another. Start processes by spawn instead.")
 
 
 def _endpoint() -> str:

@@ -70,6 +70,7 @@ def _verify_unit(store: FeatureStore, record: CommitRecord) -> None:
     with store.local_part(record) as path:
         check_metadata(store, record, path)
         _verify_content(store, record, path)
+    store.place.release_tree(store.part_key(record))
 
 
 def _verify_content(store: FeatureStore, record: CommitRecord, path: Path) -> None:

@@ -124,7 +124,7 @@ class FeatureWriter:
         try:
             is_ours = self._place.publish(self._store.commit_key(record.unit), record.to_bytes())
         except BaseException:
-            self._place.end_tree(_key(part))
+            self._place.release_tree(_key(part))
             raise
         if not is_ours:
             self._part = part
@@ -134,7 +134,7 @@ class FeatureWriter:
         self.committed_sequences += len(self._ids)
         self._untaken += self._ids
         self.committed_tokens += part.tokens
-        self._place.end_tree(_key(part))
+        self._place.release_tree(_key(part))
 
     def _record(self, part: PartWriter, objects: tuple[StoredObject, ...]) -> CommitRecord:
         return CommitRecord(

@@ -95,7 +95,7 @@ def exported_draft(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) 
 
 
 class Faults:
-    """A network in front of an S3 server that loses some of what is written to it.
+    """A network in front of an S3 server that loses some of the requests to it.
 
     A lost request is answered with an error or not at all, and may have been carried out before that.
     """
@@ -109,23 +109,29 @@ class Faults:
         self.lost = 0
         self._share = 0.0
         self._random = random.Random(0)
-        self._fragments: list[str] = []
+        self._methods: tuple[str, ...] = ()
+        self._answers: dict[str, str | None] = {}
 
-    def lose(self, share: float, seed: int) -> None:
-        """Lose a share of all PUT and POST requests from now on, picked by a seed; ``lost`` counts them."""
-        self._share, self._random = share, random.Random(seed)
+    def lose(self, share: float, seed: int, methods: tuple[str, ...] = ("PUT", "POST")) -> None:
+        """Lose a share of the requests from now on, picked by a seed; ``lost`` counts them."""
+        self._share, self._random, self._methods = share, random.Random(seed), methods
 
     def lose_answer(self, fragment: str) -> None:
-        """Carry out the next PUT or POST whose path has ``fragment`` in it, and never answer."""
-        self._fragments.append(fragment)
+        """Carry out the next PUT whose path has ``fragment`` in it, and never answer."""
+        self._answers[fragment] = None
+
+    def answer(self, fragment: str, status: str) -> None:
+        """Answer the next PUT whose path has ``fragment`` in it with an error, and do nothing."""
+        self._answers[fragment] = status
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        is_write = environ["REQUEST_METHOD"] in ("PUT", "POST")
-        fragment = next((each for each in self._fragments if is_write and each in environ["PATH_INFO"]), None)
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        fragment = next((each for each in self._answers if method == "PUT" and each in path), None)
+        status: str | None = "500 Internal Server Error"
         if fragment is not None:
-            self._fragments.remove(fragment)
-            is_handled, is_answered = True, False
-        elif is_write and self._random.random() < self._share:
+            status = self._answers.pop(fragment)
+            is_handled, is_answered = status is None, status is not None
+        elif method in self._methods and self._random.random() < self._share:
             is_handled, is_answered = self._random.random() < 0.5, self._random.random() < 0.5
         else:
             return self._server(environ, start_response)
@@ -136,7 +142,7 @@ class Faults:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if not is_answered:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        start_response("500 Internal Server Error", [("Content-Length", "0")])
+        start_response(status or "500 Internal Server Error", [("Content-Length", "0")])
         return []
 
 

@@ -16,6 +16,10 @@ class EngineError(SpecxError):
     """The engine cannot run the target, or gave something that cannot be true."""
 
 
+class EngineDiedError(EngineError):
+    """The engine's own process has died; another engine may do better with the same samples."""
+
+
 class Engine(Protocol):
     """Runs samples through the target and commits their features."""
 

@@ -24,7 +24,7 @@ from ..config import ExtractConfig
 from ..samples import Sample
 from ..sink import Outcome
 from ..target import Target
-from . import EngineError
+from . import EngineDiedError, EngineError
 from .ray_worker import connect
 
 _log = logging.getLogger(__name__)
@@ -191,12 +191,12 @@ class RayEngine:
         worker = self._calls[reference]
         try:
             answer = ray.get(reference)
-        except RayTaskError as error:
-            if isinstance(error.cause, SpecxError):
-                # As the user is to read it, without the traceback of another process.
-                raise error.cause from None
-            raise
-        except RayError:
+        except RayError as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, EngineDiedError):
+                if isinstance(error.cause, SpecxError):
+                    # As the user is to read it, without the traceback of another process.
+                    raise error.cause from None
+                raise
             self._died(worker)
             return
         del self._calls[reference]

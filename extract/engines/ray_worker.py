@@ -47,10 +47,6 @@ class ExtractWorker:
 
     def open(self) -> str:
         """Load the target; return the host and process id, as commit records name a writer."""
-        os.environ["OMP_NUM_THREADS"] = str(self._threads)
-        # vLLM on a CPU binds each engine's threads to all cores, the same for every engine.
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        torch.set_num_threads(self._threads)
         name = f"{socket.gethostname()}:{os.getpid()}"
         try:
             FeatureStore.open(self._config.store).info.require_same(self._info, self._config.store)
@@ -59,6 +55,10 @@ class ExtractWorker:
             raise EngineError(
                 f"{name}: {error} Every node of the Ray cluster must see the store and the target by these names."
             ) from error
+        os.environ["OMP_NUM_THREADS"] = str(self._threads)
+        # vLLM on a CPU binds each engine's threads to all cores, the same for every engine.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        torch.set_num_threads(self._threads)
         self._engine = open_engine(self._config, target, self._info)
         return name
 

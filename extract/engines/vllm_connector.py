@@ -10,6 +10,10 @@ Written against vLLM 0.32.
 Shapes: T tokens of a request, L boundaries, H hidden size.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -73,6 +77,7 @@ class FeatureConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        _follow_parent()
         groups = [
             (number, group.kv_cache_spec.block_size, group.layer_names)
             for number, group in enumerate(kv_cache_config.kv_cache_groups)
@@ -326,6 +331,24 @@ class FeatureWorker:
         assert isinstance(connector, FeatureConnector)
         if connector.extractor is not None and connector.extractor.sink is not None:
             connector.extractor.sink.close()
+
+
+def _follow_parent() -> None:
+    """Leave ^C to the process that started this one, and end when that one has, however it did.
+
+    A terminal's ^C reaches vLLM's processes too, and one that is killed does not end its children:
+    they would hold their GPU's memory for good.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # vLLM runs in the user's own process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_after_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_after_parent, name="specx-parent", daemon=True).start()
 
 
 def _has(model: Any, name: str) -> bool:

@@ -179,7 +179,7 @@ def test_one_line_that_is_no_row_does_not_end_the_others(tmp_path: Path) -> None
     found = read(tmp_path / "rows.jsonl")
     assert [row.number for row in found] == list(range(6))
     assert [bool(row.unreadable) for row in found] == [True, False, True, True, True, False]
-    assert found[0].unreadable.startswith("JSON parse error: Expecting value: line 1")
+    assert found[0].unreadable.startswith("JSON parse error: Expecting value: line 1 column 18")
     assert found[2].unreadable == "a row is a JSON object, found list"
     assert found[3].unreadable.startswith("'utf-8' codec can't decode")
     assert found[4].unreadable.startswith("JSON parse error: ")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specx.storage.rejects import write_rejects
+from specx.storage.rejects import RejectLog
 from specx.storage.schema import DatasetInfo, Reject, SequenceFeatures, array_specs
 from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
@@ -59,8 +59,10 @@ def test_settings_and_target_are_those_of_the_store(store: FeatureStore, info: D
 def test_rejected_rows_are_counted_once(tmp_path: Path, info: DatasetInfo) -> None:
     store = FeatureStore.create(tmp_path / "store", info)
     reject = Reject(source="a", row=1, reason="too_long", detail="")
-    write_rejects(store, [reject])
-    write_rejects(store, [reject, reject.model_copy(update={"row": 2})])
+    for rows in ((1,), (1, 2)):
+        with RejectLog(store) as log:
+            for row in rows:
+                log.add(reject.model_copy(update={"row": row}))
     assert summary(store)["rejected"] == 2
 
 

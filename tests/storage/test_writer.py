@@ -164,6 +164,22 @@ def test_the_record_lists_origins_and_rejects_of_its_unit(
     assert second.rejected == ()
 
 
+def test_a_writer_tells_each_sequence_it_committed_once(
+    tmp_path: Path, info: DatasetInfo, fill: Fill, sequence: Sequence, origin: OriginOf
+) -> None:
+    fill(tmp_path / "store", 2, tokens_per_part=50)
+    names = [sequence_id(sequence(i).input_ids) for i in range(5)]
+    with FeatureWriter(FeatureStore.open(tmp_path / "store"), tokens_per_part=10_000) as writer:
+        for i in range(4):
+            writer.add(sequence(i), origin(i))
+        assert writer.take_committed() == []
+        writer.commit()
+        assert writer.take_committed() == names[2:4]
+        assert writer.take_committed() == []
+        writer.add(sequence(4), origin(4))
+    assert writer.take_committed() == names[4:]
+
+
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own_store_objects", "one_store_object"])
 @pytest.mark.parametrize("tokens_per_part", [60, 200, 10_000])
 def test_two_writers_of_overlapping_sequences_end_with_each_once(
