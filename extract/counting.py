@@ -27,6 +27,9 @@ from .target import Target
 _SOURCES_OPENED = 8
 """Of many files, the first rows of so many are looked at, and stand for the others."""
 
+_GZIP_BYTES = 1 << 20
+"""So much of a compressed file is read to estimate its rows."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Count:
@@ -155,16 +158,17 @@ def _rows_in(source: Source, sample_rows: int) -> int | None:
 
 
 def _rows_of_json(path: Path, source: Source, sample_rows: int) -> int:
+    is_gzip = path.suffix == ".gz"
     with path.open("rb") as file:
-        lines: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        lines: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
         rows = 0
         for line in lines:
             if not rows and line.lstrip().startswith(b"[") and path.name.removesuffix(".gz").endswith(".json"):
                 # One array: a run reads it whole as well.
                 return sum(1 for _ in source.read())
             rows += bool(line.strip())
-            if rows > sample_rows:
-                # Of a compressed file this is where its reader is, a buffer ahead at most.
+            # The reader of a compressed file is some buffers ahead of the line it gives.
+            if rows > sample_rows and (not is_gzip or file.tell() >= _GZIP_BYTES):
                 return max(rows, round(rows * path.stat().st_size / file.tell()))
     return rows
 

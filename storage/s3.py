@@ -226,7 +226,7 @@ _VERIFY = "Run `specx store verify` to see all damage."
 
 
 def _require_own_process() -> None:
-    """Raise StoreError in a process forked after obstore was used: it lacks obstore's threads and would wait for ever."""
+    """Raise StoreError in a process forked after obstore was used: without its threads it would wait for ever."""
     global _process
     _process = _process or os.getpid()
     if _process != os.getpid():

@@ -42,9 +42,7 @@ def test_a_draft_is_trained_from_a_store_on_s3_that_equals_the_local_one(
 
     summaries = [
         train(
-            TrainConfig(
-                store=store.root, out=str(tmp_path / out), max_steps=3, batch_tokens=1024, draft_vocab_size=512
-            )
+            TrainConfig(store=store.root, out=str(tmp_path / out), max_steps=3, batch_tokens=1024, draft_vocab_size=512)
         )
         for store, out in ((local, "local"), (remote, "remote"))
     ]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -61,11 +62,12 @@ def expected(config: ExtractConfig) -> RunEstimate:
 
 
 def write_lines(path: Path, count: int, length: int = 40) -> Path:
-    rows = (
-        {"input_ids": [9] * (length + number % 7), "loss_mask": [1] * (length + number % 7)} for number in range(count)
-    )
+    """Write rows of about ``length`` random token ids."""
+    rng = np.random.default_rng(0)
+    lengths = length + rng.integers(0, 7, count)
+    rows = ({"input_ids": rng.integers(0, 2048, n).tolist(), "loss_mask": [1] * n} for n in lengths.tolist())
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    path.write_bytes(gzip.compress(text, 1) if path.suffix == ".gz" else text)
     return path
 
 
@@ -85,7 +87,7 @@ def test_plan_of_a_run_is_within_a_tenth_of_its_store(tiny_store: Path, target: 
     assert foretold["target_bytes"] == pytest.approx(head.stat().st_size, rel=0.001)
 
 
-@pytest.mark.parametrize(("codec", "tolerance"), [("lossless", 0.1), ("none", 0.001)])
+@pytest.mark.parametrize(("codec", "tolerance"), [("lossless", 0.1), ("none", 0.01)])
 def test_plan_of_parts_of_the_usual_size_is_near_the_store(
     tiny_store: Path, target: Path, tmp_path: Path, codec: str, tolerance: float
 ) -> None:
@@ -207,7 +209,7 @@ def test_large_data_are_estimated_from_their_first_rows(target: Path, regen: Pat
 def test_lines_of_a_large_file_are_not_counted_one_by_one(target: Path, tmp_path: Path, name: str) -> None:
     found = counted(configured(target, write_lines(tmp_path / name, 20_000)), 500)
     assert found.rows_seen == 500
-    assert found.rows == pytest.approx(20_000, rel=0.03 if name == "rows.jsonl" else 0.5)
+    assert found.rows == pytest.approx(20_000, rel=0.02 if name == "rows.jsonl" else 0.1)
 
 
 def test_an_array_of_rows_is_counted(target: Path, tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_one_line_tells_the_size_and_the_room(
         require_room(str(tmp_path), found, force=False, free_bytes=40_200_000_000)
         require_room("s3://bucket/store", found, force=False)
     line = f"plan: about 600 sequences, {found.store.tokens // 1000}k tokens, {found.bytes // 10**6} MB in 6 parts"
-    assert [message.replace("k ", "k ") for message in caplog.messages] == [f"{line}; 40.2 GB free", line]
+    assert caplog.messages == [f"{line}; 40.2 GB free", line]
 
 
 def test_a_store_that_cannot_fit_is_refused_unless_forced(target: Path, regen: Path, tmp_path: Path) -> None:

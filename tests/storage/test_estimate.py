@@ -40,7 +40,7 @@ def test_bytes_without_a_codec_are_those_on_disk(fill: Fill, tmp_path: Path) -> 
     assert expected.bytes_by_array.keys() == found["bytes_by_array"].keys()
     for name, on_disk in found["bytes_by_array"].items():
         # The text of the metadata differs by some characters from array to array.
-        assert expected.bytes_by_array[name] == pytest.approx(on_disk, abs=350 * found["parts"]), name
+        assert expected.bytes_by_array[name] == pytest.approx(on_disk, abs=400 * found["parts"]), name
     written = sum((store_path(store) / "commits" / f"u{unit:06d}.json").stat().st_size for unit in store.records)
     assert expected.commit_bytes == pytest.approx(written, rel=0.1)
 

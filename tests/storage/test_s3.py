@@ -264,8 +264,9 @@ def test_a_name_is_given_once_whatever_is_lost(s3: str, s3_faults: Any) -> None:
     assert not files.publish("folder/first", b"another's")
     assert files.read("folder/first") == b"mine"
     outcomes: list[bool] = []
+    patient = place(s3, retry=Retry(tries=30, pause_s=0.001))
     threads = [
-        threading.Thread(target=lambda i=i: outcomes.append(place(s3).publish("folder/raced", b"%d" % i)))
+        threading.Thread(target=lambda i=i: outcomes.append(patient.publish("folder/raced", b"%d" % i)))
         for i in range(8)
     ]
     s3_faults.lose(0.3, seed=0)
