@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractSummary:
-    """What one run did. ``sequences + reused + rejected`` is the number of rows read."""
+    """What one run did. ``sequences + reused + rejected`` is the number of answers in the rows read."""
 
     sequences: int
     """Run through the target and committed."""
@@ -49,8 +49,10 @@ def run(config: ExtractConfig) -> ExtractSummary:
     info = dataset_info(config, target)
     store = FeatureStore.create(config.store, info)
     if (expected := expect(config, target)) is not None:
-        stored = sum(each.size for record in store.records.values() for each in record.objects)
-        require_room(config.store, expected, force=config.force, stored_bytes=stored)
+        # By tokens: what a store has of the same data is known exactly, what it takes is estimated.
+        stored = sum(sum(record.sequences.lengths) for record in store.records.values())
+        share = min(1.0, stored / max(expected.store.tokens, 1))
+        require_room(config.store, expected, force=config.force, stored_bytes=round(share * expected.bytes))
     copy_into(target, store)
     counts = Counts()
     try:

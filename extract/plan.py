@@ -1,7 +1,7 @@
 """What a run will take of disk and time, before it has cost any.
 
-Only the target's config is read, for conversations its tokenizer too. Nobody is refused on an estimate but
-where the disk of the store clearly has no room.
+Only the target's config is read and, for conversations, its tokenizer. A run is refused only where the disk
+of its store has less room than it will need.
 """
 
 import logging
@@ -105,14 +105,14 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
 
 def expect(config: ExtractConfig, target: Target) -> RunEstimate | None:
-    """Return what a run will write if it starts with an empty store, or None, with a word in the log, if unknown.
+    """Return what a run will write if its store is empty, or None, said in the log, if nobody knows.
 
-    Reads the first rows of a few files. Data that cannot be read are the run's to complain of.
+    Reads the first rows of a few files. For data that cannot be read it is None too: the run will say so itself.
     """
     try:
         counted = count(config, target, sample_rows=_ROWS_OF_A_RUN)
     except SpecxError as error:
-        _log.info("plan: none, as the data cannot be looked at: %s", error)
+        _log.debug("plan: none, as the data cannot be looked at: %s", error)
         return None
     if counted is None:
         _log.info("plan: none, as the number of rows is unknown")

@@ -1,5 +1,6 @@
 """Choosing the engine of a run and making it."""
 
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,16 @@ from ...storage.writer import FeatureWriter
 from ..config import ExtractConfig
 from ..target import Target
 from . import Engine, EngineError
+
+# Read by Ray when it is imported and when it starts. Of a worker that was killed, the processes it had started
+# (vLLM's) must not live on with its GPU. That it ended is told once, by us: Ray's lines would go to stdout.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_process_group_cleanup_enabled": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
@@ -38,6 +49,8 @@ def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Eng
 
 
 def _many_engines(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         from .ray import RayEngine
     except ModuleNotFoundError as error:

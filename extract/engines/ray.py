@@ -41,6 +41,8 @@ _DEATHS = 3
 _SEEN_WITHIN_S = 90.0
 """A network file system may show a listing this old."""
 
+_SAY_EVERY_S = 60.0
+
 _CLOSE_WITHIN_S = 10.0
 
 _LOOK_AFTER = 4096
@@ -179,6 +181,10 @@ class RayEngine:
     def _progress(self, timeout_s: float | None) -> None:
         """Take in what the workers have done, waiting for the first to answer, and hand out more."""
         references = list(self._calls)
+        while timeout_s is None and not any(worker.name for worker in self._workers):
+            if ray.wait(references, timeout=_SAY_EVERY_S)[0]:
+                break
+            _log.info("no worker has loaded the target yet. %s", self._cluster.demand)
         ray.wait(references, timeout=timeout_s)
         answered, _ = ray.wait(references, num_returns=len(references), timeout=0)
         for reference in answered:

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from ... import SpecxError
 from ...storage.schema import DatasetInfo, Reject
@@ -25,14 +26,7 @@ from ..target import Target, open_target
 from . import Engine, EngineError
 from .opening import open_engine
 
-# Read by Ray when it starts. Of a worker that was killed, the processes it had started (vLLM's) must not live on
-# with its GPU; and a worker's end is told once, by us.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_process_group_cleanup_enabled": "1",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+_CONNECT_WITHIN_S = 10.0
 
 
 class ExtractWorker:
@@ -100,6 +94,11 @@ class Cluster:
     gpus: int
     threads: int
 
+    @property
+    def demand(self) -> str:
+        """What Ray needs to have free for a worker, as users are told it."""
+        return f"Ray starts one where it has {self.cpus:g} CPUs and {self.gpus} GPUs free."
+
     def start(self, info: DatasetInfo) -> Any:
         """Return the handle of a new worker; it starts when the cluster has room."""
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
@@ -146,19 +145,25 @@ def connect(config: ExtractConfig, target: Target) -> Cluster:
 
 
 def _initialize(address: str | None) -> None:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             # Without this word Ray joins what RAY_ADDRESS names.
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
+            _require_listener(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, RayError) as error:
         where = f"Ray cluster {address}: cannot be joined" if address else "Ray cannot be started here"
         reason = " ".join(str(error).split())[:200]
         raise EngineError(f"{where}: {reason}. Start one with `ray start --head`, or use --workers 1.") from error
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT; Ray itself would try for two minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_WITHIN_S).close()
 
 
 def _of_worker(config: ExtractConfig, target: Target, engine: str, device: str) -> ExtractConfig:

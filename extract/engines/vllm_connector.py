@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
-from vllm.v1.kv_cache_interface import HiddenStateCacheSpec, KVCacheConfig
+from vllm.v1.kv_cache_interface import HiddenStateCacheSpec, KVCacheConfig, UniformTypeKVCacheSpecs
 
 from ... import SpecxError
 from ...storage.hashing import sequence_id
@@ -78,16 +78,17 @@ class FeatureConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         _follow_parent()
-        groups = [
-            (number, group.kv_cache_spec.block_size, group.layer_names)
+        layers = [
+            (number, name, spec.block_size)
             for number, group in enumerate(kv_cache_config.kv_cache_groups)
-            if isinstance(group.kv_cache_spec, HiddenStateCacheSpec)
+            for name, spec in _layer_specs(group)
+            if isinstance(spec, HiddenStateCacheSpec)
         ]
-        if len(groups) != 1:
+        if len(layers) != 1:
             raise SpecxError(
-                f"vLLM keeps {len(groups)} groups of hidden states, expected 1. Use --engine transformers."
+                f"vLLM keeps {len(layers)} layers of hidden states, expected 1. Use --engine transformers."
             )
-        ((self._group, self._block_size, (self._layer,)),) = groups
+        ((self._group, self._layer, self._block_size),) = layers
         self._finished: list[FinishedRequest] = []
         self._cache: torch.Tensor | None = None
         self.extractor: Extractor | None = None
@@ -331,6 +332,15 @@ class FeatureWorker:
         assert isinstance(connector, FeatureConnector)
         if connector.extractor is not None and connector.extractor.sink is not None:
             connector.extractor.sink.close()
+
+
+def _layer_specs(group: Any) -> Iterable[tuple[str, Any]]:
+    """Return name and cache spec of every layer of a group of layers that share their pages' numbers."""
+    spec = group.kv_cache_spec
+    # Where all layers attend alike, as in Llama, vLLM puts the hidden states into the one group there is.
+    if isinstance(spec, UniformTypeKVCacheSpecs):
+        return list(spec.kv_cache_specs.items())
+    return [(name, spec) for name in group.layer_names]
 
 
 def _follow_parent() -> None:

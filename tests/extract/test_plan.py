@@ -260,7 +260,7 @@ def test_damaged_data_are_left_to_the_run_but_not_to_the_plan(
     path.write_bytes(write_lines(tmp_path / "whole.jsonl.gz", 5000).read_bytes()[:300])
     with caplog.at_level(logging.INFO, logger="specx"):
         assert expect(configured(target, path), open_target(str(target))) is None
-    assert caplog.messages[0].startswith(f"plan: none, as the data cannot be looked at: {path}: ")
+    assert caplog.messages == []
     with pytest.raises(DataError, match="cannot be read"):
         planned(target, data=(str(path),))
     with pytest.raises(DataError, match="no such file"):

