@@ -78,17 +78,21 @@ class FeatureConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         _follow_parent()
+        groups = kv_cache_config.kv_cache_groups
         layers = [
             (number, name, spec.block_size)
-            for number, group in enumerate(kv_cache_config.kv_cache_groups)
+            for number, group in enumerate(groups)
             for name, spec in _layer_specs(group)
             if isinstance(spec, HiddenStateCacheSpec)
         ]
-        if len(layers) != 1:
-            raise SpecxError(
-                f"vLLM keeps {len(layers)} layers of hidden states, expected 1. Use --engine transformers."
-            )
-        ((self._group, self._layer, self._block_size),) = layers
+        self._group = 0
+        # Where all layers attend alike, as in Llama, there is one group, and the scheduler is not told what is in it.
+        if len(groups) > 1 or role == KVConnectorRole.WORKER:
+            if len(layers) != 1:
+                raise SpecxError(
+                    f"vLLM keeps {len(layers)} layers of hidden states, expected 1. Use --engine transformers."
+                )
+            ((self._group, self._layer, self._block_size),) = layers
         self._finished: list[FinishedRequest] = []
         self._cache: torch.Tensor | None = None
         self.extractor: Extractor | None = None
@@ -337,7 +341,6 @@ class FeatureWorker:
 def _layer_specs(group: Any) -> Iterable[tuple[str, Any]]:
     """Return name and cache spec of every layer of a group of layers that share their pages' numbers."""
     spec = group.kv_cache_spec
-    # Where all layers attend alike, as in Llama, vLLM puts the hidden states into the one group there is.
     if isinstance(spec, UniformTypeKVCacheSpecs):
         return list(spec.kv_cache_specs.items())
     return [(name, spec) for name in group.layer_names]

@@ -54,7 +54,7 @@ DENSE = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=1024,
-    initializer_range=0.1,
+    initializer_range=0.05,
 )
 
 
