@@ -31,6 +31,7 @@ _DATA_HELP = (
     "The target's own answers: a Parquet or JSON-lines file, a directory, a quoted pattern, or a data set's splits as "
     "ORG/NAME:SPLIT[,SPLIT] or ORG/NAME:CONFIG/SPLIT. May be repeated."
 )
+_PROMPTS_HELP = "Conversations to answer: what `specx extract` reads as --data. A last answer in them is left out."
 StorePath = Annotated[str, typer.Argument(help="Feature store.")]
 
 
@@ -101,6 +102,61 @@ def extract(
     }
     settings = load_config(ExtractConfig, config, options)
     from .extract.pipeline import run
+
+    _show(run(settings), as_json)
+
+
+@app.command()
+def regenerate(
+    target: Annotated[str | None, typer.Option(help="Local directory or hub id of the target.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help=_PROMPTS_HELP)] = None,
+    out: Annotated[str | None, typer.Option(help="Parquet file to write, or to add to.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows to read of all data together.")] = None,
+    messages_column: Annotated[str | None, typer.Option(help="Column of conversations.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column of categories.")] = None,
+    reasoning_effort: Annotated[str | None, typer.Option(help="Effort in the prompt of rows that name none.")] = None,
+    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD in the prompt of rows that name none.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; the target's own by default.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="The target's own by default.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is all; the target's own by default.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest prompt and answer together.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling as a whole.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type the target runs in: auto, float32, bfloat16.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="GPUs that share a layer.")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="GPU groups, by layers.")] = None,
+    expert_parallel: Annotated[
+        bool | None, typer.Option("--expert-parallel", help="GPUs of --tensor-parallel hold whole experts.")
+    ] = None,
+    config: RunFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have the target answer the prompts of some data in vLLM, keeping the exact sampled ids; rerun resumes."""
+    from .extract.regenerate_config import RegenerateConfig
+    from .run_file import load_config
+
+    options = {
+        "target": target,
+        "data": data or None,
+        "out": out,
+        "limit": limit,
+        "messages_column": messages_column,
+        "category_column": category_column,
+        "reasoning_effort": reasoning_effort,
+        "date": date,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
+        "seed": seed,
+        "dtype": dtype,
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "expert_parallel": expert_parallel,
+    }
+    settings = load_config(RegenerateConfig, config, options)
+    from .extract.regenerate import run
 
     _show(run(settings), as_json)
 

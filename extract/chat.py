@@ -107,6 +107,10 @@ class ChatRenderer:
             ids = ids[: len(prompt) + ends[-1] + 1]
         return ids, (np.arange(len(ids)) >= len(prompt)).astype(np.uint8)
 
+    def text(self, ids: Array) -> str:
+        """Return ids (T,) as text, special tokens and all."""
+        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
     def _marked(self, turns: list[dict[str, str]], prompt: Array, variables: Mapping[str, Any]) -> tuple[Array, Array]:
         rendered = self._apply(turns, variables, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = np.asarray(rendered["input_ids"], np.int32), np.asarray(rendered["assistant_masks"], np.uint8)

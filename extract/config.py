@@ -9,6 +9,17 @@ from ..run_file import RunConfig
 from ..storage.schema import CodecName
 
 
+def as_day(value: Any) -> str | None:
+    """Return a setting that is a day as YYYY-MM-DD; raise ValueError if it is none."""
+    if value is None:
+        return None
+    # YAML reads an unquoted date as one.
+    try:
+        return datetime.date.fromisoformat(str(value)).isoformat()
+    except ValueError as error:
+        raise ValueError(f"must be YYYY-MM-DD, got {value}") from error
+
+
 class ExtractConfig(RunConfig):
     """What to run through the target and what to keep of it."""
 
@@ -95,13 +106,4 @@ class ExtractConfig(RunConfig):
             raise ValueError(f"must be i/n with 0 <= i < n, got {value[0]}/{value[1]}")
         return value
 
-    @field_validator("date", mode="before")
-    @classmethod
-    def _day(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        # YAML reads an unquoted date as one.
-        try:
-            return datetime.date.fromisoformat(str(value)).isoformat()
-        except ValueError as error:
-            raise ValueError(f"must be YYYY-MM-DD, got {value}") from error
+    _day = field_validator("date", mode="before")(as_day)

@@ -13,7 +13,7 @@ from .config import ExtractConfig
 from .engines import Engine
 from .engines.opening import open_engine
 from .plan import expect, require_room
-from .progress import Counts, Reporter, reporter
+from .progress import Progressed, Reporter, reporter
 from .samples import SampleReader
 from .sink import Outcome
 from .target import Target, TargetError, copy_into, identify, open_target, resolve_boundaries
@@ -54,7 +54,7 @@ def run(config: ExtractConfig) -> ExtractSummary:
         share = min(1.0, stored / max(expected.store.tokens, 1))
         require_room(config.store, expected, force=config.force, stored_bytes=round(share * expected.bytes))
     copy_into(target, store)
-    counts = Counts()
+    counts = _Counts()
     try:
         with RejectLog(store) as rejects, reporter(config.limit) as shown:
             _extract(config, target, store, _Ledger(counts, rejects, shown))
@@ -77,11 +77,24 @@ def run(config: ExtractConfig) -> ExtractSummary:
     )
 
 
+@dataclass(kw_only=True, slots=True)
+class _Counts:
+    rows: int = 0
+    """Samples and rejects read from the data."""
+    committed: int = 0
+    """Sequences this run added to the store."""
+    tokens: int = 0
+    """Of these."""
+    waited_s: float = 0.0
+    """Time engines stood still for their writers, all engines together."""
+    rejected: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Ledger:
     """Where a run's results are noted: for its summary, for the user to look up, on the terminal."""
 
-    counts: Counts
+    counts: _Counts
     rejects: RejectLog
     shown: Reporter
 
@@ -95,7 +108,9 @@ class _Ledger:
         self.counts.waited_s += outcome.waited_s
         for reject in outcome.rejects:
             self.reject(reject)
-        self.shown.show(self.counts)
+        counts = self.counts
+        note = f"{counts.committed:,} sequences and {counts.tokens:,} tokens committed, {counts.rejected} rejected"
+        self.shown.show(Progressed(counts.rows, counts.tokens, note))
 
 
 def _extract(config: ExtractConfig, target: Target, store: FeatureStore, ledger: _Ledger) -> None:

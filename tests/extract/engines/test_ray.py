@@ -22,8 +22,8 @@ import ray
 from specx.extract.config import ExtractConfig
 from specx.extract.engines import EngineError
 from specx.extract.engines.ray_worker import ExtractWorker
-from specx.extract.pipeline import ExtractSummary, run
-from specx.extract.target import TargetError
+from specx.extract.pipeline import ExtractSummary, dataset_info, run
+from specx.extract.target import TargetError, open_target
 from specx.storage.errors import StoreError
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
@@ -171,9 +171,9 @@ def test_what_killed_workers_had_not_committed_is_run_by_others(
 ) -> None:
     config = settings(target, data, tmp_path / "store")
     killed: list[int] = []
-    with meanwhile(killer(config.store, killed, kills=4)):
+    with meanwhile(killer(config.store, killed, kills=3)):
         summary = run(config)
-    assert len(killed) == 4
+    assert len(killed) == 3
     require_whole(FeatureStore.open(config.store), summary)
 
 
@@ -228,9 +228,9 @@ def test_an_error_of_a_worker_is_the_line_it_would_be_without_ray(
     require_no_workers()
 
 
-def test_a_node_that_does_not_see_the_store_is_told_so(tiny_store: Path, tmp_path: Path, target: Path) -> None:
-    config = settings(target, tmp_path / "any", tmp_path / "elsewhere", workers=1)
-    worker = ExtractWorker(config, FeatureStore.open(tiny_store).info, threads=1)
+def test_a_node_that_does_not_see_the_store_is_told_so(tmp_path: Path, target: Path, data: Path) -> None:
+    config = settings(target, data, tmp_path / "elsewhere", workers=1)
+    worker = ExtractWorker(config, dataset_info(config, open_target(config.target)), threads=1)
     with pytest.raises(EngineError, match=r"no feature store here.*Every node of the Ray cluster must see the store"):
         worker.open()
 
