@@ -3,6 +3,7 @@
 Shapes: T tokens of a prompt, A tokens of an answer.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from .vllm_process import engine_errors, start_vllm
 
 _IN_FLIGHT_BATCHES = 2
 """Prompts given to vLLM ahead of their turn, in units of what it runs at once."""
+
+_WORKER = f"{__package__}.vllm_worker.FollowingWorker"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +61,10 @@ class VllmSampler:
         """Load the target; ``options`` are vLLM's own engine arguments. Raises EngineError."""
         self._sampling = sampling
         self._max_length = max_length
-        self._llm = start_vllm(target, {**options, "dtype": dtype, "max_model_len": max_length, "seed": seed})
+        own = {"dtype": dtype, "max_model_len": max_length, "seed": seed, "worker_extension_cls": _WORKER}
+        self._llm = start_vllm(target, {**options, **own})
+        with engine_errors():
+            self._llm.collective_rpc("specx_follow", args=(os.getpid(),))
         config = self._llm.llm_engine.vllm_config.scheduler_config
         self._in_flight_limit = _IN_FLIGHT_BATCHES * int(config.max_num_seqs)
 

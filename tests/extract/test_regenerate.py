@@ -4,13 +4,12 @@ Shapes: T tokens of a prompt.
 """
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,22 @@ def wait_for_pieces(process: subprocess.Popen[str], out: Path, count: int) -> No
         time.sleep(0.01)
 
 
+def processes_left(session: int) -> list[str]:
+    """Return the processes of a session that have not ended after some seconds."""
+    for _ in range(100):
+        left = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                # Its name, in brackets, may have spaces.
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    left.append(path.parent.name)
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
 @pytest.fixture(scope="module")
 def recorded(regen: Path) -> list[dict[str, Any]]:
     return pq.read_table(regen / "train.parquet").slice(0, PROMPTS).to_pylist()
@@ -73,19 +88,26 @@ def killed(tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path) 
     settings = out.with_name("run.yaml")
     settings.write_text(f"answers_per_piece: {ANSWERS_PER_PIECE}\nmax_new_tokens: {NEW_TOKENS}\ntemperature: 0.7\n")
     start = command(target, regen / "train.parquet", out, "--limit", str(PROMPTS), "--config", str(settings))
-    kept = []
+    kept, orphans = [], []
     for wanted in (2, 6):
         process = subprocess.Popen(
             start, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
         )
         wait_for_pieces(process, out, wanted)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()
+        orphans.append(processes_left(process.pid))
         kept.append(len(pieces(out)))
         assert not out.exists()
     done = subprocess.run(start, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    return {"out": out, "summary": json.loads(done.stdout.splitlines()[-1]), "kept": kept, "settings": settings}
+    return {
+        "out": out,
+        "summary": json.loads(done.stdout.splitlines()[-1]),
+        "kept": kept,
+        "settings": settings,
+        "orphans": orphans,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +125,10 @@ def test_every_prompt_is_answered_once_after_two_kills(
     assert summary["reused"] >= killed["kept"][1] * ANSWERS_PER_PIECE > killed["kept"][0] * ANSWERS_PER_PIECE > 0
     assert (summary["answers"] + summary["reused"], summary["rejected"]) == (PROMPTS, 0)
     assert not killed["out"].with_name("answers.parquet.pieces").exists()
+
+
+def test_vllms_processes_end_with_the_one_that_was_killed(killed: dict[str, Any]) -> None:
+    assert killed["orphans"] == [[], []]
 
 
 def test_prompts_are_as_served_and_the_mask_is_on_what_was_sampled(
