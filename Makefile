@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test bench lint clean
 
 setup: .venv/installed
 
@@ -32,6 +32,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -m "not gpu"
+
+bench: setup
+	$(BIN)/python tests/benchmarks/extract.py --json
+	$(BIN)/python tests/benchmarks/extract_memory.py --json
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -78,11 +78,11 @@ class _Look:
     """(S,) tokens"""
 
 
-def count(config: ExtractConfig, target: Target, *, sample_rows: int, every_length: bool = False) -> Count | None:
+def count(config: ExtractConfig, target: Target, *, sample_rows: int, whole_bytes: int = 0) -> Count | None:
     """Return what a run would read, or None if nobody can tell how many rows there are.
 
     ``sample_rows`` rows of a source are converted as the run would do it, those of at most eight sources;
-    with ``every_length`` all recorded token ids in Parquet are counted too. ``target`` needs no weights.
+    in Parquet files of up to ``whole_bytes`` all recorded token ids are counted. ``target`` needs no weights.
     Raises DataError as the run would.
     """
     spans = _spans(config, sample_rows)
@@ -91,7 +91,7 @@ def count(config: ExtractConfig, target: Target, *, sample_rows: int, every_leng
     opened = {round(index) for index in np.linspace(0, len(spans) - 1, min(len(spans), _SOURCES_OPENED))}
     looks: dict[int, _Look] = {}
     for index, span in enumerate(spans):
-        look = _every_length(config, target, span) if every_length else None
+        look = _every_length(config, target, span, whole_bytes)
         if look is None and index in opened:
             look = _first_rows(config, target, span, sample_rows)
         if look is not None:
@@ -185,11 +185,11 @@ def _first_rows(config: ExtractConfig, target: Target, span: _Span, sample_rows:
     return _Look(rows=rows, numbers=numbers, lengths=lengths)
 
 
-def _every_length(config: ExtractConfig, target: Target, span: _Span) -> _Look | None:
+def _every_length(config: ExtractConfig, target: Target, span: _Span, whole_bytes: int) -> _Look | None:
     """Return the lengths of all rows of a Parquet file whose every row has recorded token ids, else None."""
     path = Path(span.source.name)
     names = config.input_ids_column or "input_ids", config.loss_mask_column or "loss_mask"
-    if not path.is_file() or path.suffix != ".parquet":
+    if not path.is_file() or path.suffix != ".parquet" or path.stat().st_size > whole_bytes:
         return None
     with pq.ParquetFile(path) as file:
         if not set(names) <= set(file.schema_arrow.names) or not _is_list(file.schema_arrow.field(names[0]).type):

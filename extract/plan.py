@@ -7,6 +7,7 @@ of its store has less room than it will need.
 import logging
 import math
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .target import Target, TargetError, open_target, resolve_boundaries
 _ROWS_OF_A_PLAN = 1000
 _ROWS_OF_A_RUN = 200
 """So many of a source are looked at: a run must not wait for its own estimate."""
+_WHOLE_BYTES_OF_A_RUN = 256 << 20
+"""Files up to this size are counted whole, which takes some seconds. First rows may be shorter than others."""
 
 _SEQUENCE_TOKENS = 1500
 """Length that is assumed where only tokens are given."""
@@ -78,7 +81,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     elif config.sequences is not None:
         raise PlanError("--sequences goes with --tokens: those of --data are counted.")
     else:
-        counted = count(config, target, sample_rows=_ROWS_OF_A_PLAN, every_length=True)
+        counted = count(config, target, sample_rows=_ROWS_OF_A_PLAN, whole_bytes=sys.maxsize)
         if counted is None:
             raise PlanError(f"{', '.join(config.data)}: the number of rows is unknown. Give --limit, or --tokens.")
         expected = _of_count(config, target, counted)
@@ -110,7 +113,7 @@ def expect(config: ExtractConfig, target: Target) -> RunEstimate | None:
     Reads the first rows of a few files. For data that cannot be read it is None too: the run will say so itself.
     """
     try:
-        counted = count(config, target, sample_rows=_ROWS_OF_A_RUN)
+        counted = count(config, target, sample_rows=_ROWS_OF_A_RUN, whole_bytes=_WHOLE_BYTES_OF_A_RUN)
     except SpecxError as error:
         _log.debug("plan: none, as the data cannot be looked at: %s", error)
         return None

@@ -8,7 +8,7 @@ a new actor takes its place.
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +59,13 @@ class _Item:
     identifier: bytes
     deaths: int = 0
     """Workers that died when they had begun it."""
+    is_again: bool = False
+    """Whether a worker that died had it before: a commit of that one may show late."""
+
+    @property
+    def row(self) -> tuple[str, int]:
+        """Source and row, which a row's several answers share."""
+        return self.sample.origin.source, self.sample.origin.row
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +84,8 @@ class _Worker:
     """Samples handed to it and not known to be committed."""
     rejects: list[Reject] = field(default_factory=list)
     """Handed to it and not known to be recorded."""
+    unclear: list[Reject] = field(default_factory=list)
+    """Its own rejects that may be of one or another of the samples it holds."""
     look_at: int = _LOOK_AFTER
 
 
@@ -94,6 +103,8 @@ class RayEngine:
         self._queue: deque[list[_Item]] = deque()
         self._rejects: list[Reject] = []
         self._outcome = Outcome()
+        self._told: Counter[Reject] = Counter()
+        """Rejects of samples that are run again all the same, and will be told again."""
         self._finishing = False
         self._failed_starts = 0
         self._workers: list[_Worker] = []
@@ -218,22 +229,31 @@ class RayEngine:
     def _take_in(self, worker: _Worker, outcome: Outcome) -> None:
         if outcome.committed and not worker.seen:
             self._require_seen(worker, outcome.committed)
-        self._outcome.add(outcome)
         for identifier in outcome.committed:
             worker.held.pop(identifier, None)
-        if outcome.rejects:
-            by_row = {(item.sample.origin.source, item.sample.origin.row): item for item in worker.held.values()}
-            for reject in outcome.rejects:
-                if item := by_row.get((reject.source, reject.row)):
-                    worker.held.pop(item.identifier, None)
+        outcome.rejects = [reject for reject in outcome.rejects if self._is_news(worker, reject)]
+        self._outcome.add(outcome)
         if len(worker.held) + len(worker.rejects) >= worker.look_at:
             self._forget_committed(worker)
+
+    def _is_news(self, worker: _Worker, reject: Reject) -> bool:
+        """Let go of the sample of a reject; return whether the reject was not told already."""
+        items = [item for item in worker.held.values() if item.row == (reject.source, reject.row)]
+        if len(items) == 1:
+            del worker.held[items[0].identifier]
+        else:
+            # A row of several answers: which of its samples it was will not be known.
+            worker.unclear.append(reject)
+        if self._told[reject]:
+            self._told[reject] -= 1
+            return False
+        return True
 
     def _finished(self, worker: _Worker) -> None:
         """Let a worker go that has committed everything it was given."""
         self._leave(worker)
-        lost = self._uncommitted(worker, died=False)
-        if lost:
+        unclear = {(reject.source, reject.row) for reject in worker.unclear}
+        if lost := [item for item in self._uncommitted(worker, died=False) if item.row not in unclear]:
             raise EngineError(f"{_rows(lost)}: {worker.name} ended without committing them. Rerun the same command.")
 
     def _died(self, worker: _Worker) -> None:
@@ -260,10 +280,15 @@ class RayEngine:
         _log.warning("%s died; %d sequences that it had not committed are run again", worker.name, len(lost))
         running, *waiting = worker.ranges.values() or [[]]
         again = [[item for item in items if item.identifier in lost] for items in waiting]
+        # Those of which it is not known which sample they were are met again.
+        rows = {item.row for item in worker.held.values() if item.identifier in lost}
+        self._told.update(reject for reject in worker.unclear if (reject.source, reject.row) in rows)
         not_begun = {item.identifier for items in again for item in items}
         suspects = [worker.held[identifier] for identifier in worker.held if identifier in lost - not_begun]
         for item in suspects:
             item.deaths += 1
+        for identifier in lost:
+            worker.held[identifier].is_again = True
         if fatal := [item for item in suspects if item.deaths >= _DEATHS]:
             raise EngineError(
                 f"{_rows([item for item in fatal if item in running] or fatal)}: {_DEATHS} workers died over this, "
@@ -300,7 +325,7 @@ class RayEngine:
         """
         committed = self._committed() if worker.held else set()
         for item in worker.held.values():
-            if item.identifier in committed and (died or item.deaths):
+            if item.identifier in committed and (died or item.is_again):
                 self._outcome.committed.append(item.identifier)
                 self._outcome.tokens += len(item.sample.input_ids)
         return [item for identifier, item in worker.held.items() if identifier not in committed]
@@ -309,7 +334,7 @@ class RayEngine:
         """Drop what another run has committed meanwhile, which this worker will never report."""
         committed = self._committed()
         worker.held = {
-            identifier: item for identifier, item in worker.held.items() if item.deaths or identifier not in committed
+            identifier: item for identifier, item in worker.held.items() if item.is_again or identifier not in committed
         }
         recorded = self._recorded()
         worker.rejects = [reject for reject in worker.rejects if reject not in recorded]
@@ -330,6 +355,6 @@ class RayEngine:
 
 def _rows(items: list[_Item]) -> str:
     """Name the rows that some samples came from, the first few of them."""
-    rows = [f"{item.sample.origin.source}: row {item.sample.origin.row}" for item in items[:_NAMED_ROWS]]
+    rows = [f"{source}: row {row}" for source, row in (item.row for item in items[:_NAMED_ROWS])]
     more = len(items) - len(rows)
     return ", ".join(rows) + (f" and {more} more" if more else "")

@@ -179,7 +179,7 @@ def test_small_data_are_counted_as_the_run_reads_them(target: Path, regen: Path,
 def test_all_recorded_lengths_are_counted_where_asked_for(target: Path, regen: Path) -> None:
     for settings in ({}, {"max_length": 250}, {"limit": 1999, "shard": (2, 3)}):
         config = configured(target, regen / "train.parquet", **settings)
-        found = counted(config, 10, every_length=True)
+        found = counted(config, 10, whole_bytes=1 << 30)
         assert found.is_exact
         assert found.lengths.tolist() == lengths_read(config)
 
@@ -190,7 +190,7 @@ def test_rows_with_gaps_among_their_ids_are_looked_at_one_by_one(target: Path, r
     rows[3] |= {"input_ids": None, "loss_mask": None}
     path = tmp_path / "gaps.parquet"
     pq.write_table(type(table).from_pylist(rows), path)
-    found = counted(configured(target, path), 100, every_length=True)
+    found = counted(configured(target, path), 100, whole_bytes=1 << 30)
     assert found.lengths.tolist() == lengths_read(configured(target, path))
 
 
