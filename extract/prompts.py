@@ -8,15 +8,18 @@ Shapes: T tokens of a prompt.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..run_file import ConfigError
 from ..storage.schema import Array, Reject
+from .answer_paths import is_own
 from .chat import ChatRenderer, NotRenderedError
 from .regenerate_config import RegenerateConfig
 from .shapes import Recorded, RejectedRowError, RowShape, day, level
-from .sources import Row, find_sources, rows
+from .sources import DataError, Row, Source, find_sources, rows
 from .target import Target
 
 
@@ -42,19 +45,26 @@ class PromptReader:
     """Turns the rows of the data into prompts, in order."""
 
     def __init__(self, config: RegenerateConfig, target: Target, date: str) -> None:
-        """``date`` is for rows that name none. Raises SpecxError if the target has no chat template."""
+        """``date`` is for rows that name none.
+
+        Raises SpecxError if the target has no chat template or data is missing.
+        """
         self._config = config
         self._target = target
         self._date = date
         self._max_length = min(config.max_length or target.max_length, target.max_length)
         self._shape = RowShape(messages=config.messages_column, category=config.category_column)
         self._renderer = ChatRenderer(target.path)
+        if config.reasoning_effort is not None and not self._renderer.takes_effort:
+            raise ConfigError(
+                f"{target.path}: its chat template knows no reasoning effort. Leave --reasoning-effort out."
+            )
+        self._sources = _sources(config)
 
     def __iter__(self) -> Iterator[Prompt | Reject]:
-        """Yield a prompt or a reject a row; raise DataError if data is missing, breaks off or has no known columns."""
+        """Yield a prompt or a reject a row; raise DataError if data breaks off or has no known columns."""
         remaining = self._config.limit
-        sources = [source for argument in self._config.data for source in find_sources(argument)]
-        for source in sources:
+        for source in self._sources:
             for row in rows(source, self._shape.fits, self._shape.expected):
                 if remaining == 0:
                     return
@@ -117,6 +127,16 @@ class PromptReader:
             return self._renderer.prompt(messages, effort=effort, date=date), messages, effort, date
         except NotRenderedError as error:
             raise RejectedRowError("not_rendered", str(error)) from error
+
+
+def _sources(config: RegenerateConfig) -> list[Source]:
+    out = Path(config.out)
+    # By name: patterns may overlap, and a row has one answer. A directory of prompts may be where the answers go.
+    found = {source.name: source for argument in config.data for source in find_sources(argument)}
+    sources = [source for name, source in found.items() if not is_own(Path(name), out)]
+    if not sources:
+        raise DataError(f"{', '.join(config.data)}: nothing but this run's own output. Give --out another place.")
+    return sources
 
 
 def _without_answer(messages: list[Any]) -> list[Any]:

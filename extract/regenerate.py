@@ -1,10 +1,9 @@
 """``specx regenerate``: have the target answer the prompts of some data, and keep the exact sampled ids."""
 
 import datetime
-import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,13 +16,15 @@ import pyarrow.parquet as pq
 from ..storage.files import disk_errors, temporary_name
 from ..storage.rejects import REJECT_SCHEMA
 from ..storage.schema import Reject
+from .answer_paths import pieces_directory, rejects_file
 from .answers import AnswerFile, AnswerSettings, read_settings
 from .engines.opening import vllm_options
-from .engines.vllm_sampling import Sampling, VllmSampler
+from .engines.vllm_sampling import Answer, Sampling, VllmSampler
+from .generation import answer_settings, stop_ids
 from .progress import Progressed, Reporter, reporter
 from .prompts import Prompt, PromptReader
 from .regenerate_config import RegenerateConfig
-from .target import Target, TargetError, identify, open_target
+from .target import Target, open_target
 
 _log = logging.getLogger(__name__)
 
@@ -50,16 +51,42 @@ class RegenerateSummary:
 
 @dataclass(kw_only=True, slots=True)
 class _Counts:
-    rows: int = 0
     answers: int = 0
     tokens: int = 0
     reused: int = 0
     rejected: int = 0
     truncated: int = 0
 
-    def progressed(self) -> Progressed:
-        note = f"{self.answers:,} answers of {self.tokens:,} tokens, {self.reused} reused, {self.rejected} rejected"
-        return Progressed(self.rows, self.tokens, note)
+
+@dataclass(frozen=True, slots=True)
+class _Ledger:
+    """Where a run's results are noted: for its summary, for the user to look up, on the terminal."""
+
+    counts: _Counts
+    rejects: "_RejectFile"
+    shown: Reporter
+
+    def reject(self, reject: Reject) -> None:
+        self.counts.rejected += 1
+        self.rejects.add(reject)
+        self._show()
+
+    def reuse(self) -> None:
+        self.counts.reused += 1
+        self._show()
+
+    def add(self, answer: Answer) -> None:
+        self.counts.answers += 1
+        self.counts.tokens += len(answer.sampled)
+        self.counts.truncated += answer.finish_reason == "length"
+        self._show()
+
+    def _show(self) -> None:
+        counts = self.counts
+        rows = counts.answers + counts.reused + counts.rejected
+        note = f"{counts.answers:,} answers of {counts.tokens:,} tokens"
+        note += f", {counts.reused} reused, {counts.rejected} rejected"
+        self.shown.show(Progressed(rows, counts.tokens, note))
 
 
 def run(config: RegenerateConfig) -> RegenerateSummary:
@@ -73,15 +100,23 @@ def run(config: RegenerateConfig) -> RegenerateSummary:
     begun = read_settings(out)
     # Taken once: all answers of a file are of one day, however long they take.
     date = config.date or (begun.date if begun else datetime.date.today().isoformat())
-    settings = _settings(config, target, date)
     prompts = PromptReader(config, target, date)
+    settings = answer_settings(config, target, date)
     counts = _Counts()
     try:
         with AnswerFile(out, settings, answers_per_piece=config.answers_per_piece) as answers:
             with reporter(config.limit) as shown, _RejectFile(out) as rejects:
-                missing = _missing(prompts, answers, rejects, counts, shown)
+                ledger = _Ledger(counts, rejects, shown)
+                missing = _missing(prompts, answers, ledger)
                 if (first := next(missing, None)) is not None:
-                    _answer(config, target, settings, chain([first], missing), prompts, answers, counts)
+                    # Loaded for the first prompt without an answer: a rerun with nothing left loads no model.
+                    sampler = _sampler(config, target, settings)
+                    try:
+                        for answer in sampler.answers(chain([first], missing)):
+                            answers.add(answer, prompts.text(answer.sampled))
+                            ledger.add(answer)
+                    finally:
+                        sampler.close()
             answers.finish()
     except KeyboardInterrupt:
         _log.info("%s: interrupted; finished answers are kept, rerun to go on", out)
@@ -99,106 +134,41 @@ def run(config: RegenerateConfig) -> RegenerateSummary:
     )
 
 
-def _missing(
-    prompts: PromptReader, answers: AnswerFile, rejects: "_RejectFile", counts: _Counts, shown: Reporter
-) -> Iterator[Prompt]:
-    """Yield the prompts that have no answer yet, counting all."""
+def _missing(prompts: PromptReader, answers: AnswerFile, ledger: _Ledger) -> Iterator[Prompt]:
+    """Yield the prompts that have no answer yet."""
     for each in prompts:
-        counts.rows += 1
         if isinstance(each, Reject):
-            counts.rejected += 1
-            rejects.add(each)
+            ledger.reject(each)
         elif (each.source, each.row) in answers:
-            counts.reused += 1
+            ledger.reuse()
         else:
             yield each
-        shown.show(counts.progressed())
 
 
-def _answer(
-    config: RegenerateConfig,
-    target: Target,
-    settings: AnswerSettings,
-    missing: Iterable[Prompt],
-    prompts: PromptReader,
-    answers: AnswerFile,
-    counts: _Counts,
-) -> None:
-    sampler = VllmSampler(
+def _sampler(config: RegenerateConfig, target: Target, settings: AnswerSettings) -> VllmSampler:
+    return VllmSampler(
         target,
         Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
             max_new_tokens=settings.max_new_tokens,
-            stop_ids=_stop_ids(target),
+            stop_ids=stop_ids(target),
         ),
         dtype=settings.dtype,
         max_length=settings.max_length,
         seed=settings.seed,
         options=vllm_options(config),
     )
-    try:
-        for answer in sampler.answers(missing):
-            answers.add(answer, prompts.text(answer.sampled))
-            counts.answers += 1
-            counts.tokens += len(answer.sampled)
-            counts.truncated += answer.finish_reason == "length"
-    finally:
-        sampler.close()
-
-
-def _settings(config: RegenerateConfig, target: Target, date: str) -> AnswerSettings:
-    own = _generation_config(target)
-    # As engines read it: sampling parameters of a target that does not sample by default mean nothing.
-    samples = bool(own.get("do_sample"))
-
-    def chosen(wanted: float | None, name: str, default: float) -> Any:
-        if wanted is not None:
-            return wanted
-        return own.get(name, default) if samples else default
-
-    return AnswerSettings(
-        target=identify(target),
-        dtype=target.dtype if config.dtype == "auto" else config.dtype,
-        temperature=float(chosen(config.temperature, "temperature", 1.0)),
-        top_p=float(chosen(config.top_p, "top_p", 1.0)),
-        top_k=int(chosen(config.top_k, "top_k", 0)),
-        max_new_tokens=config.max_new_tokens,
-        max_length=min(config.max_length or target.max_length, target.max_length),
-        seed=config.seed,
-        reasoning_effort=config.reasoning_effort,
-        date=date,
-    )
-
-
-def _stop_ids(target: Target) -> tuple[int, ...]:
-    found = _generation_config(target).get("eos_token_id", target.config.get("eos_token_id"))
-    ids = found if isinstance(found, list) else [found]
-    if not all(isinstance(each, int) for each in ids):
-        raise TargetError(f"{target.path}: eos_token_id is {found!r}, expected a token id or several.")
-    return tuple(ids)
-
-
-def _generation_config(target: Target) -> dict[str, Any]:
-    path = target.path / "generation_config.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise TargetError(f"{path}: not JSON: {error}. Download the model again.") from error
-    if not isinstance(found, dict):
-        raise TargetError(f"{path}: expected an object, found a {type(found).__name__}. Download it again.")
-    return found
 
 
 class _RejectFile:
     """The rows of one run without a prompt that can be served, beside the answers; replaced by every run."""
 
     def __init__(self, out: Path) -> None:
-        self._path = out.with_suffix(".rejects.parquet")
-        self._temporary = temporary_name(self._path)
+        self._path = rejects_file(out)
+        # In the directory of the pieces, so that one which a killed run left goes with it.
+        self._temporary = temporary_name(pieces_directory(out) / self._path.name)
         self._writer: Any = None
         self._pending: list[Reject] = []
 
@@ -224,8 +194,9 @@ class _RejectFile:
 
     def _flush(self) -> None:
         if self._pending:
-            if self._writer is None:
-                self._writer = pq.ParquetWriter(self._temporary, REJECT_SCHEMA)
             rows = [reject.model_dump() for reject in self._pending]
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=REJECT_SCHEMA))
+            with disk_errors(self._path):
+                if self._writer is None:
+                    self._writer = pq.ParquetWriter(self._temporary, REJECT_SCHEMA)
+                self._writer.write_table(pa.Table.from_pylist(rows, schema=REJECT_SCHEMA))
             self._pending = []

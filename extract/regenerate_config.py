@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 from ..run_file import RunConfig
 from .config import as_day
 
+Effort = Literal["low", "medium", "high"]
+
 
 class RegenerateConfig(RunConfig):
     """Which prompts the target answers, and how it samples."""
@@ -23,7 +25,7 @@ class RegenerateConfig(RunConfig):
     """Column of the conversations; None is ``conversations`` or ``messages``."""
     category_column: str | None = None
     """None is ``category``, which rows may lack."""
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     """Of rows that name none; None is the chat template's own."""
     date: str | None = None
     """Day in the prompt, YYYY-MM-DD, of rows that name none; None is the day on which the file was begun."""
@@ -53,3 +55,10 @@ class RegenerateConfig(RunConfig):
     """Answers made durable at once, and what a killed run loses at most, beside those in progress."""
 
     _day = field_validator("date", mode="before")(as_day)
+
+    @field_validator("out")
+    @classmethod
+    def _file(cls, value: str) -> str:
+        if not value.endswith(".parquet") or "://" in value:
+            raise ValueError(f"must be a local file that ends in .parquet, got {value}")
+        return value

@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,10 @@ _RANGES_AHEAD = 3
 """Ranges a worker has, the one it runs included: it must never wait for the next."""
 
 _DEATHS = 3
-"""So many workers may die over the same sample, or one after another before they have loaded the target."""
+"""So many workers may die when they run the same sample, or one after another before they have loaded the target."""
+
+_LOSSES = 10
+"""So many may die that only had it: where samples are run in batches, it is not known which one it was."""
 
 _SEEN_WITHIN_S = 90.0
 """A network file system may show a listing this old."""
@@ -58,9 +61,9 @@ class _Item:
     sample: Sample
     identifier: bytes
     deaths: int = 0
-    """Workers that died when they had begun it."""
-    is_again: bool = False
-    """Whether a worker that died had it before: a commit of that one may show late."""
+    """Workers that died when they ran the range it was in."""
+    losses: int = 0
+    """Workers that had it when they died, for whatever reason; a commit of theirs may show late."""
 
     @property
     def row(self) -> tuple[str, int]:
@@ -276,29 +279,40 @@ class RayEngine:
 
     def _put_back(self, worker: _Worker) -> None:
         """Queue, ahead of all, what a dead worker had not committed."""
-        lost = {item.identifier for item in self._uncommitted(worker, died=True)}
+        lost = self._uncommitted(worker, died=True)
         _log.warning("%s died; %d sequences that it had not committed are run again", worker.name, len(lost))
-        running, *waiting = worker.ranges.values() or [[]]
-        again = [[item for item in items if item.identifier in lost] for items in waiting]
-        # Those of which it is not known which sample they were are met again.
-        rows = {item.row for item in worker.held.values() if item.identifier in lost}
-        self._told.update(reject for reject in worker.unclear if (reject.source, reject.row) in rows)
-        not_begun = {item.identifier for items in again for item in items}
-        suspects = [worker.held[identifier] for identifier in worker.held if identifier in lost - not_begun]
+        for item in lost:
+            item.losses += 1
+        ranges = [[item for item in items if item in lost] for items in worker.ranges.values()]
+        running, *waiting = ranges or [[]]
+        run = [item for item in lost if not any(item in items for items in ranges)]
+        suspects = running or (run if worker.finishing else [])
         for item in suspects:
             item.deaths += 1
-        for identifier in lost:
-            worker.held[identifier].is_again = True
-        if fatal := [item for item in suspects if item.deaths >= _DEATHS]:
+        if fatal := [item for item in running + run if item.deaths >= _DEATHS or item.losses >= _LOSSES]:
             raise EngineError(
-                f"{_rows([item for item in fatal if item in running] or fatal)}: {_DEATHS} workers died over this, "
-                f"the last of them {worker.name}. What was committed is kept. Leave it out of the data, or lower "
-                "--workers if memory ran out."
+                f"{_rows(fatal)}: {fatal[0].losses} workers died over this, the last of them {worker.name}. What was "
+                "committed is kept. Leave it out of the data, or lower --workers if memory ran out."
             )
-        # Alone, so that the next death tells more about which of them it was.
-        self._queue.extendleft(reversed([[item] for item in suspects] + [items for items in again if items]))
+        # Suspects go alone, so that the next death tells which of them it was.
+        alone = [[item] for item in suspects]
+        others = [item for item in run if item not in suspects]
+        again = [*self._ranges(others), *alone, *(items for items in waiting if items)]
+        self._queue.extendleft(reversed(again))
+        # Of these it is not known which samples they were: they will be met again.
+        rows = {item.row for item in lost}
+        self._told.update(reject for reject in worker.unclear if (reject.source, reject.row) in rows)
         recorded = self._recorded()
         self._rejects = [reject for reject in worker.rejects if reject not in recorded] + self._rejects
+
+    def _ranges(self, items: list[_Item]) -> Iterator[list[_Item]]:
+        """Cut samples into ranges again."""
+        tokens, start = 0, 0
+        for position, item in enumerate(items, start=1):
+            tokens += len(item.sample.input_ids)
+            if tokens >= self._range_tokens or position == len(items):
+                yield items[start:position]
+                tokens, start = 0, position
 
     def _leave(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -325,7 +339,7 @@ class RayEngine:
         """
         committed = self._committed() if worker.held else set()
         for item in worker.held.values():
-            if item.identifier in committed and (died or item.is_again):
+            if item.identifier in committed and (died or item.losses):
                 self._outcome.committed.append(item.identifier)
                 self._outcome.tokens += len(item.sample.input_ids)
         return [item for identifier, item in worker.held.items() if identifier not in committed]
@@ -334,7 +348,7 @@ class RayEngine:
         """Drop what another run has committed meanwhile, which this worker will never report."""
         committed = self._committed()
         worker.held = {
-            identifier: item for identifier, item in worker.held.items() if item.is_again or identifier not in committed
+            identifier: item for identifier, item in worker.held.items() if item.losses or identifier not in committed
         }
         recorded = self._recorded()
         worker.rejects = [reject for reject in worker.rejects if reject not in recorded]

@@ -13,10 +13,14 @@ import numpy as np
 from ...storage.schema import Array
 from ..prompts import Prompt
 from ..target import Target
+from . import EngineError
 from .vllm_process import engine_errors, start_vllm
 
 _IN_FLIGHT_BATCHES = 2
 """Prompts given to vLLM ahead of their turn, in units of what it runs at once."""
+
+_FINISHED = ("stop", "length")
+"""How an answer may end; of the others vLLM has, none is an answer."""
 
 _WORKER = f"{__package__}.vllm_worker.FollowingWorker"
 
@@ -91,11 +95,13 @@ class VllmSampler:
             finished = [output for output in self._llm.llm_engine.step() if output.finished]
         for output in finished:
             (completion,) = output.outputs
-            yield Answer(
-                prompt=in_flight.pop(output.request_id),
-                sampled=np.asarray(completion.token_ids, np.int32),
-                finish_reason=str(completion.finish_reason),
-            )
+            prompt, reason = in_flight.pop(output.request_id), str(completion.finish_reason)
+            if reason not in _FINISHED:
+                raise EngineError(
+                    f"{prompt.source}: row {prompt.row}: vLLM gave up its answer ({reason}). "
+                    "Finished answers are kept: rerun the same command."
+                )
+            yield Answer(prompt=prompt, sampled=np.asarray(completion.token_ids, np.int32), finish_reason=reason)
 
     def _parameters(self, prompt: Prompt) -> Any:
         from vllm import SamplingParams

@@ -279,7 +279,7 @@ def test_one_line_tells_the_size_and_the_room(
     with caplog.at_level(logging.INFO, logger="specx"):
         require_room(str(tmp_path), found, force=False, free_bytes=40_200_000_000)
         require_room("s3://bucket/store", found, force=False)
-    line = f"plan: about 600 sequences, {found.store.tokens // 1000}k tokens, {found.bytes // 10**6} MB in 6 parts"
+    line = f"plan: about 600 sequences, {found.store.tokens / 1000:.0f}k tokens, {found.bytes / 1e6:.0f} MB in 6 parts"
     assert caplog.messages == [f"{line}; 40.2 GB free", line]
 
 

@@ -4,6 +4,8 @@ Shapes: T tokens of a prompt.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ from specx.extract.target import open_target
 PROMPTS = 200
 NEW_TOKENS = 96
 ANSWERS_PER_PIECE = 16
+# A shell that runs the tests in the background has its children ignore ^C.
+SPECX = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom specx.cli import main; main()"
 COLUMNS = [
     "id",
     "category",
@@ -44,7 +48,7 @@ COLUMNS = [
 
 
 def command(target: Path, data: Path, out: Path, *options: str) -> list[str]:
-    specx = [sys.executable, "-c", "from specx.cli import main; main()", "regenerate", "--json"]
+    specx = [sys.executable, "-c", SPECX, "regenerate", "--json"]
     return [*specx, "--target", str(target), "--data", str(data), "--out", str(out), *options]
 
 
@@ -83,19 +87,23 @@ def recorded(regen: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path) -> dict[str, Any]:
-    """200 prompts, the run killed twice: the output file, the summary, and what was there after each kill."""
+    """200 prompts, the run killed twice and then interrupted: its output, and what was there after each end."""
     out = tmp_path_factory.mktemp("killed") / "answers.parquet"
     settings = out.with_name("run.yaml")
     settings.write_text(f"answers_per_piece: {ANSWERS_PER_PIECE}\nmax_new_tokens: {NEW_TOKENS}\ntemperature: 0.7\n")
     start = command(target, regen / "train.parquet", out, "--limit", str(PROMPTS), "--config", str(settings))
     kept, orphans = [], []
-    for wanted in (2, 6):
+    for wanted, how in ((2, signal.SIGKILL), (5, signal.SIGKILL), (8, signal.SIGINT)):
         process = subprocess.Popen(
-            start, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         wait_for_pieces(process, out, wanted)
-        process.kill()
-        process.communicate()
+        if how == signal.SIGKILL:
+            process.kill()
+        else:
+            # As a terminal does it: vLLM's processes hear it too.
+            os.killpg(process.pid, how)
+        stderr = process.communicate()[1]
         orphans.append(processes_left(process.pid))
         kept.append(len(pieces(out)))
         assert not out.exists()
@@ -107,6 +115,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path) 
         "kept": kept,
         "settings": settings,
         "orphans": orphans,
+        "interrupted": (process.returncode, stderr),
     }
 
 
@@ -115,20 +124,29 @@ def answers(killed: dict[str, Any]) -> list[dict[str, Any]]:
     return pq.read_table(killed["out"]).to_pylist()
 
 
-def test_every_prompt_is_answered_once_after_two_kills(
+def test_every_prompt_is_answered_once_after_two_kills_and_an_interrupt(
     killed: dict[str, Any], answers: list[dict[str, Any]], regen: Path
 ) -> None:
     assert Counter(answer["row"] for answer in answers) == Counter(range(PROMPTS))
     assert {answer["source"] for answer in answers} == {str(regen / "train.parquet")}
     assert list(answers[0]) == COLUMNS
     summary = killed["summary"]
-    assert summary["reused"] >= killed["kept"][1] * ANSWERS_PER_PIECE > killed["kept"][0] * ANSWERS_PER_PIECE > 0
+    assert 0 < killed["kept"][0] < killed["kept"][1] < killed["kept"][2]
+    # The last piece, of the run that was interrupted, may be a small one.
+    assert summary["reused"] > (killed["kept"][2] - 1) * ANSWERS_PER_PIECE
     assert (summary["answers"] + summary["reused"], summary["rejected"]) == (PROMPTS, 0)
     assert not killed["out"].with_name("answers.parquet.pieces").exists()
 
 
 def test_vllms_processes_end_with_the_one_that_was_killed(killed: dict[str, Any]) -> None:
-    assert killed["orphans"] == [[], []]
+    assert killed["orphans"] == [[], [], []]
+
+
+def test_an_interrupted_run_says_that_it_can_go_on_and_exits_with_130(killed: dict[str, Any]) -> None:
+    code, stderr = killed["interrupted"]
+    assert code == 130
+    assert "interrupted; finished answers are kept, rerun to go on" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_prompts_are_as_served_and_the_mask_is_on_what_was_sampled(

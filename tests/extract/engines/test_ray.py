@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+from safetensors.torch import load_file, save_file
 
 from specx.extract.config import ExtractConfig
 from specx.extract.engines import EngineError
@@ -26,11 +28,13 @@ from specx.extract.engines.ray_worker import ExtractWorker
 from specx.extract.pipeline import ExtractSummary, dataset_info, run
 from specx.extract.target import TargetError, open_target
 from specx.storage.errors import StoreError
+from specx.storage.rejects import read_rejects
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
 ROWS = 150
 BAD_ROWS = 3
+TOKEN, ROWS_WITH_TOKEN = 563, 6
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +62,28 @@ def settings(target: Path, data: Path, store: Path, **changes: Any) -> ExtractCo
     return ExtractConfig(target=str(target), data=(str(data),), store=str(store), **values)
 
 
+def with_nan(target: Path, path: Path) -> Path:
+    """A target that gives nothing usable for sequences with one token."""
+    shutil.copytree(target, path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][TOKEN] = float("nan")
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
 def writers(store: FeatureStore) -> list[int]:
     """Process ids in the order of commit."""
     store.refresh()
     return [int(store.records[unit].writer.rpartition(":")[2]) for unit in sorted(store.records)]
 
 
-def require_whole(store: FeatureStore, summary: ExtractSummary) -> None:
+def require_whole(store: FeatureStore, summary: ExtractSummary, unusable: int = 0) -> None:
     """Every sequence committed exactly once, every byte as it was written, every count right."""
+    good = ROWS - unusable
     store.refresh()
     identifiers = [each for record in store.records.values() for each in record.sequences.ids]
-    assert len(identifiers) == len(set(identifiers)) == ROWS
-    assert (summary.sequences, summary.reused, summary.rejected) == (ROWS, 0, BAD_ROWS)
+    assert len(identifiers) == len(set(identifiers)) == good
+    assert (summary.sequences, summary.reused, summary.rejected) == (good, 0, BAD_ROWS + unusable)
     assert summary.tokens == sum(sum(record.sequences.lengths) for record in store.records.values())
     assert verify(store).problems == []
 
@@ -170,12 +184,15 @@ def test_two_workers_commit_every_sequence_once_and_both_write(
 def test_what_killed_workers_had_not_committed_is_run_by_others(
     cluster: None, tmp_path: Path, target: Path, data: Path
 ) -> None:
-    config = settings(target, data, tmp_path / "store")
+    config = settings(with_nan(target, tmp_path / "target"), data, tmp_path / "store")
     killed: list[int] = []
     with meanwhile(killer(config.store, killed, kills=3)):
         summary = run(config)
     assert len(killed) == 3
-    require_whole(FeatureStore.open(config.store), summary)
+    store = FeatureStore.open(config.store)
+    unusable = [reject.row for reject in read_rejects(store) if reject.reason == "not_finite"]
+    assert len(unusable) == len(set(unusable)) == ROWS_WITH_TOKEN
+    require_whole(store, summary, ROWS_WITH_TOKEN)
 
 
 def test_a_worker_killed_over_a_bad_network_to_s3_loses_nothing(
@@ -199,17 +216,26 @@ def test_a_worker_killed_over_a_bad_network_to_s3_loses_nothing(
 def test_a_sample_that_kills_every_worker_ends_the_run_and_is_named(
     cluster: None, tmp_path: Path, target: Path, data: Path
 ) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()[:10]]
+    rows.append({"input_ids": [number % 2000 for number in range(4000)], "loss_mask": [0] + [1] * 3999})
+    poisoned = tmp_path / "rows.jsonl"
+    poisoned.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     def work(over: threading.Event) -> None:
-        while not over.wait(0.002):
-            for process in worker_processes(".run"):
+        while not over.wait(0.05):
+            running = worker_processes(".run")
+            # Nothing but the long sample takes so long.
+            over.wait(2.0)
+            for process in set(running) & set(worker_processes(".run")):
                 kill(process)
 
-    # One part takes all, so that no worker lives to commit what it has begun.
-    config = settings(target, data, tmp_path / "store", workers=1, ray_address="auto", tokens_per_part=100_000)
-    with meanwhile(work), pytest.raises(EngineError, match=r"rows.jsonl: row \d+.*: 3 workers died over this") as error:
+    config = settings(target, poisoned, tmp_path / "store", workers=1, ray_address="auto")
+    with meanwhile(work), pytest.raises(EngineError, match=r"rows.jsonl: row 10: 3 workers died over this") as error:
         run(config)
     assert "\n" not in str(error.value)
-    assert verify(FeatureStore.open(config.store)).problems == []
+    store = FeatureStore.open(config.store)
+    assert len(store.catalogue()) >= 5
+    assert verify(store).problems == []
     require_no_workers()
 
 

@@ -113,6 +113,15 @@ def made_up(lengths: list[int], vocab_size: int, category: str) -> list[tuple[li
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Beside runs of vLLM on few cores, threads would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def rows(regen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Answers, many short sequences, one as long as ``cramped`` takes, and one as long as the target takes."""
