@@ -97,7 +97,7 @@ class Cluster:
     @property
     def demand(self) -> str:
         """What Ray needs to have free for a worker, as users are told it."""
-        return f"Ray starts one where it has {self.cpus:g} CPUs and {self.gpus} GPUs free."
+        return f"Ray starts one where {self.cpus:g} CPU and {self.gpus} GPU are free."
 
     def start(self, info: DatasetInfo) -> Any:
         """Return the handle of a new worker; it starts when the cluster has room."""
