@@ -73,6 +73,7 @@ def test_extract_prints_its_summary_as_the_last_line(specx: Specx, target: Path,
         "bytes_per_token",
         "tokens_per_s",
         "seconds",
+        "writer_wait_fraction",
     ]
     store = FeatureStore.open(tmp_path / "store")
     assert (store.info.boundaries, store.info.top_k) == ((2, 4), 8)
