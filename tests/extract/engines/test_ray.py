@@ -268,9 +268,10 @@ def test_several_workers_without_ray_are_refused_in_one_line(
         open_engine(config, opened, dataset_info(config, opened))
 
 
-def test_an_interrupt_keeps_what_is_committed_and_leaves_no_process(tmp_path: Path, target: Path, data: Path) -> None:
+def test_an_interrupt_keeps_what_is_committed_and_leaves_no_process(tmp_path: Path, target: Path, regen: Path) -> None:
     store = tmp_path / "store"
-    process = extract(target, data, store, tmp_path)
+    # All of it, so that much is left to do however late the interrupt comes.
+    process = extract(target, regen / "train.parquet", store, tmp_path)
     while len(list(store.glob("commits/u*.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
