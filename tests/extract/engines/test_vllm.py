@@ -9,7 +9,7 @@ Shapes: T tokens, L boundaries, H hidden size.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -346,6 +346,24 @@ def test_exactly_the_sequences_that_meet_a_nan_are_rejected(
     assert rejects == [reject.model_dump() for reject in read_rejects(dense_expected)]
     recorded = [reject.row for record in dense.store.records.values() for reject in record.rejected]
     assert sorted(recorded) == poisoned
+
+
+def test_two_workers_that_share_each_layer_write_the_store_of_one(
+    specx: Callable[..., subprocess.CompletedProcess[str]],
+    target: Path,
+    rows: Path,
+    expected: FeatureStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Bound to cores of their own, as is the default, two workers need more of them than there may be.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    options = ["--engine", "vllm", "--dtype", "float32", "--tensor-parallel", "2", "--limit", "20"]
+    result = specx("extract", "--target", target, "--data", rows, "--store", tmp_path / "store", *options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    first = {identifier: each for identifier, each in contents(expected).items() if each.origin[1] < 20}
+    assert len(first) == 20
+    assert_same(contents(FeatureStore.open(tmp_path / "store")), first)
 
 
 def test_requests_that_cannot_be_what_vllm_was_given_are_refused_in_one_line(roomy: Job) -> None:
