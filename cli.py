@@ -59,7 +59,9 @@ def extract(
     workers: Annotated[int | None, typer.Option(help="Engines over the one store, in Ray actors if several.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="Ray cluster to run on: auto or HOST:PORT.")] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="GPUs of one vLLM engine that share a layer.")] = None,
-    pipeline_parallel: Annotated[int | None, typer.Option(help="GPU groups of one vLLM engine, by layers.")] = None,
+    pipeline_parallel: Annotated[
+        int | None, typer.Option(help="Stages of a vLLM engine; vLLM 0.32 takes only 1.")
+    ] = None,
     expert_parallel: Annotated[
         bool | None, typer.Option("--expert-parallel", help="GPUs of --tensor-parallel hold whole experts.")
     ] = None,

@@ -66,7 +66,7 @@ class ExtractConfig(RunConfig):
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one vLLM engine that share each layer."""
     pipeline_parallel: int = Field(default=1, ge=1)
-    """Groups of GPUs of one vLLM engine, each with some of the layers."""
+    """Groups of GPUs of one vLLM engine, each with some of the layers; vLLM 0.32 takes hidden states of 1 only."""
     expert_parallel: bool = False
     """Whether the GPUs of ``tensor_parallel`` hold whole experts instead of a slice of each."""
     engine_options: dict[str, Any] = Field(default_factory=dict)

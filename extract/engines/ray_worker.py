@@ -124,7 +124,7 @@ def connect(config: ExtractConfig, target: Target) -> Cluster:
     # The driver's own machine may have no GPU: what counts is what the cluster has.
     engine = config.engine if config.engine != "auto" else ("vllm" if all_gpus else "transformers")
     device = config.device.partition(":")[0]  # a worker sees no GPU but its own
-    gpus = config.tensor_parallel * config.pipeline_parallel if engine == "vllm" else int(device != "cpu")
+    gpus = config.tensor_parallel if engine == "vllm" else int(device != "cpu")
     if not all_gpus:
         gpus = 0
     if gpus * config.workers > all_gpus:
@@ -173,7 +173,7 @@ def _of_worker(config: ExtractConfig, target: Target, engine: str, device: str) 
         changes["store"] = str(Path(config.store).absolute())
     if Path(config.target).is_dir():
         changes["target"] = str(target.path)
-    if config.tensor_parallel * config.pipeline_parallel > 1:
+    if config.tensor_parallel > 1:
         # In a Ray actor vLLM might choose Ray for its own processes too, and wait for GPUs that this actor holds.
         changes["engine_options"] = {"distributed_executor_backend": "mp", **config.engine_options}
     return config.model_copy(update=changes)

@@ -41,6 +41,13 @@ class VllmEngine:
         options: Mapping[str, Any],
     ) -> None:
         """Load the target; ``options`` are vLLM's own engine arguments. Raises EngineError, SpecxError."""
+        stages = options.get("pipeline_parallel_size", 1)
+        if stages > 1:
+            # vLLM 0.32 says it of "this model", which a user would take for the target.
+            raise EngineError(
+                f"--pipeline-parallel {stages}: vLLM takes hidden states out of one pipeline stage only. "
+                f"Use --tensor-parallel, or --engine transformers."
+            )
         self._llm = start_vllm(target, _arguments(target, info, max_length, options))
         self._sampling = _sampling()
         config = self._llm.llm_engine.vllm_config.scheduler_config

@@ -391,3 +391,12 @@ def test_without_vllm_its_install_is_told(
     config = ExtractConfig(target=str(target), data=(str(rows),), store=str(tmp_path / "store"), engine="vllm")
     with pytest.raises(EngineError, match=r"vllm cannot be imported .* `pip install specx\[vllm\]`"):
         run(config)
+
+
+def test_pipeline_stages_are_refused_and_tensor_parallel_named(target: Path, rows: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    config = ExtractConfig(target=str(target), data=(str(rows),), store=str(store), engine="vllm", pipeline_parallel=2)
+    with pytest.raises(
+        EngineError, match=r"--pipeline-parallel 2: vLLM takes .* one pipeline stage only. Use --tensor"
+    ):
+        run(config)
