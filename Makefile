@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test torture bench lint clean
 
 setup: .venv/installed
 
@@ -30,12 +30,20 @@ demo: setup
 	$(BIN)/specx export --run demo/run --out demo/draft
 	$(BIN)/specx evaluate --draft demo/draft --target $(TARGET) --data $(ANSWERS)/dev.parquet --json
 
+# Two files at a time, each on a core of its own: threads of several torches on the same cores wait for each other.
 test: setup
-	$(BIN)/pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
+
+# What the tests do a little of, at length: kills of two writers at once, and damage.
+torture: setup
+	SPECX_KILLS=200 SPECX_S3_KILLS=50 SPECX_CORRUPTIONS=300 \
+	  $(BIN)/pytest -s tests/storage/test_kills.py tests/storage/test_corruptions.py
 
 bench: setup
 	$(BIN)/python tests/benchmarks/extract.py --json
 	$(BIN)/python tests/benchmarks/extract_memory.py --json
+	$(BIN)/python tests/benchmarks/store.py --json
+	$(BIN)/python tests/benchmarks/large_store.py --json
 
 lint: setup
 	$(BIN)/ruff format --check .

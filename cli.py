@@ -21,9 +21,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-store_app = typer.Typer(help="Look into a feature store.", no_args_is_help=True)
+store_app = typer.Typer(help="Look into a feature store, and work on it.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+CodecOption = Literal["lossless", "none", "int8", "fp8"]
+TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 ExportDtype = Literal["bfloat16", "float32"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
@@ -43,8 +45,12 @@ def extract(
     engine: Annotated[str | None, typer.Option(help="What runs the target: auto, transformers or vllm.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
-    codec: Annotated[str | None, typer.Option(help="lossless or none.")] = None,
+    codec: Annotated[str | None, typer.Option(help="lossless, none, int8 or fp8.")] = None,
+    last_hidden: Annotated[
+        bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
+    view: Annotated[str | None, typer.Option(help="Remember these sequences under a name, for train --view.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows to read of all data together.")] = None,
     too_long: Annotated[str | None, typer.Option(help="What happens to a longer sequence: reject or truncate.")] = None,
     shard: Annotated[str | None, typer.Option(help="Every n-th row from the i-th on, as i/n, such as 0/4.")] = None,
@@ -83,7 +89,9 @@ def extract(
         "boundaries": _integers("--boundaries", boundaries),
         "top_k": top_k,
         "codec": codec,
+        "last_hidden": last_hidden,
         "max_length": max_length,
+        "view": view,
         "limit": limit,
         "too_long": too_long,
         "shard": shard,
@@ -167,6 +175,7 @@ def regenerate(
 def train(
     store: Annotated[str | None, typer.Option(help="Feature store to train from.")] = None,
     out: Annotated[str | None, typer.Option(help="Directory of the run; rerunning into it resumes.")] = None,
+    view: Annotated[list[str] | None, typer.Option(help="Only the sequences of a view, or of several.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Boundaries the draft reads, of those stored.")] = None,
     ttt_steps: Annotated[int | None, typer.Option(help="Unrolled training steps, K.")] = None,
     draft_vocab_size: Annotated[int | None, typer.Option(help="Tokens the draft can propose.")] = None,
@@ -186,6 +195,7 @@ def train(
     options = {
         "store": store,
         "out": out,
+        "view": view or None,
         "boundaries": _integers("--boundaries", boundaries),
         "ttt_steps": ttt_steps,
         "draft_vocab_size": draft_vocab_size,
@@ -260,16 +270,107 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
 
 
 @store_app.command()
-def verify(store: StorePath, as_json: AsJson = False) -> None:
+def verify(
+    store: StorePath,
+    drop_bad: Annotated[
+        bool, typer.Option("--drop-bad", help="Un-commit what is damaged; a rerun of extract fills exactly that.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Read every byte of a store against what was committed."""
     from .storage.store import FeatureStore
-    from .storage.verify import require_sound
+    from .storage.verify import drop_damaged, require_sound
     from .storage.verify import verify as verify_store
 
-    opened = FeatureStore.open(store)
+    opened = FeatureStore.open(store, tolerant=True)
     result = verify_store(opened)
+    if drop_bad:
+        drop_damaged(opened, result)
     _show(result, as_json)
     require_sound(opened, result)
+
+
+@store_app.command()
+def select(
+    store: StorePath,
+    view: Annotated[str, typer.Option("--as", help="Name of the new view.")],
+    of: Annotated[list[str] | None, typer.Option("--view", help="Choose from these views instead of all.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Of one of these categories.")] = None,
+    min_length: Annotated[int | None, typer.Option(help="Shortest sequence in tokens.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens; none is cut.")] = None,
+    source: Annotated[str | None, typer.Option(help="Regular expression, found in the source's name.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many of the rest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name a subset of a store, for `train --view`; nothing is copied."""
+    from .storage.select import Filter
+    from .storage.select import select as select_view
+    from .storage.store import FeatureStore
+
+    wanted = Filter(
+        categories=tuple(category) if category else None,
+        min_length=min_length,
+        max_length=max_length,
+        source=source,
+        limit=limit,
+    )
+    _show(select_view(FeatureStore.open(store), view, wanted, views=tuple(of or ())), as_json)
+
+
+@store_app.command()
+def merge(
+    sources: Annotated[list[str], typer.Argument(help="Stores of one target, in the same settings.")],
+    into: Annotated[str, typer.Option(help="Store to add them to; made if there is none.")],
+    link: Annotated[
+        bool, typer.Option("--link", help="Share the files by hard links: no room is taken. One local disk only.")
+    ] = False,
+    tokens_per_part: TokensPerPart = 24_576,
+    as_json: AsJson = False,
+) -> None:
+    """Add stores to another: what it has already is left out. Rerun after a stop."""
+    from .storage.merge import merge as merge_stores
+    from .storage.store import FeatureStore
+
+    opened = [FeatureStore.open(source) for source in sources]
+    target = FeatureStore.create(into, opened[0].info)
+    _show(merge_stores(opened, target, link=link, tokens_per_part=tokens_per_part), as_json)
+
+
+@store_app.command()
+def prune(
+    store: StorePath,
+    into: Annotated[str, typer.Option(help="Store to write; made if there is none.")],
+    boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,21.")] = None,
+    codec: Annotated[CodecOption | None, typer.Option(help="Of the new store; that of the old by default.")] = None,
+    last_hidden: Annotated[
+        bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
+    ] = None,
+    tokens_per_part: TokensPerPart = 24_576,
+    as_json: AsJson = False,
+) -> None:
+    """Write a smaller store of the same sequences, without the target. Rerun after a stop."""
+    from .storage.prune import prune as prune_store
+    from .storage.prune import pruned_info
+    from .storage.store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    kept = _integers("--boundaries", boundaries)
+    info = pruned_info(opened.info, boundaries=kept, codec=codec, last_hidden=last_hidden)
+    _show(prune_store(opened, FeatureStore.create(into, info), tokens_per_part=tokens_per_part), as_json)
+
+
+@store_app.command()
+def gc(
+    store: StorePath,
+    older_than: Annotated[float, typer.Option(help="Hours since the last change.")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what killed runs left: parts and temporary files that no commit names."""
+    from .storage.gc import collect
+    from .storage.store import FeatureStore
+
+    _show(collect(FeatureStore.open(store), older_than_s=3600 * older_than, dry_run=dry_run), as_json)
 
 
 @store_app.command()
@@ -281,7 +382,10 @@ def plan(
     store: Annotated[str | None, typer.Option(help="Where it would go, to see the free space there.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
-    codec: Annotated[str | None, typer.Option(help="lossless or none.")] = None,
+    codec: Annotated[str | None, typer.Option(help="lossless, none, int8 or fp8.")] = None,
+    last_hidden: Annotated[
+        bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
+    ] = None,
     tokens_per_part: Annotated[int | None, typer.Option(help="Tokens committed at once.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows to read of all data together.")] = None,
@@ -304,6 +408,7 @@ def plan(
         "boundaries": _integers("--boundaries", boundaries),
         "top_k": top_k,
         "codec": codec,
+        "last_hidden": last_hidden,
         "tokens_per_part": tokens_per_part,
         "max_length": max_length,
         "limit": limit,

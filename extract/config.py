@@ -36,11 +36,15 @@ class ExtractConfig(RunConfig):
     top_k: int = Field(default=128, ge=1)
     """Logits kept per token."""
     codec: CodecName = "lossless"
-    """How arrays are compressed."""
+    """How arrays are compressed; ``int8`` and ``fp8`` quantise the hidden states."""
+    last_hidden: bool = True
+    """Keep the last hidden states, from which a run has exact targets; without, it has the top-K logits."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest sequence in tokens; None is the target's own ``max_position_embeddings``."""
     too_long: Literal["reject", "truncate"] = "reject"
     """What happens to a longer one."""
+    view: str | None = None
+    """Name under which the store remembers which sequences these are, with their masks and categories."""
     limit: int | None = Field(default=None, ge=1)
     """Rows to read of all data together; None is all."""
     shard: tuple[int, int] | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..storage.schema import Array, SequenceFeatures
+from ..storage.schema import Array, DatasetInfo, SequenceFeatures
 from .samples import Sample
 
 _LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
@@ -29,8 +29,8 @@ class Outputs:
 
     aux_hidden: torch.Tensor
     """(T, L, H) in the type the target runs in"""
-    last_hidden: torch.Tensor
-    """(T, H) in the type the target runs in, after the final norm"""
+    last_hidden: torch.Tensor | None = None
+    """(T, H) in the type the target runs in, after the final norm; None where it is not kept"""
     topk_ids: torch.Tensor
     """(T, K) int32, by falling logit"""
     topk_logprob: torch.Tensor
@@ -43,8 +43,9 @@ class Outputs:
     """(3,) bool: hidden states, last hidden state, logits"""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Return the tensors there are, by name."""
+        tensors = {name: getattr(self, name) for name in self.__slots__}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @property
     def nbytes(self) -> int:
@@ -59,12 +60,12 @@ class Outputs:
         names = ("hidden states", "last hidden state", "logits")
         for name, finite in zip(names, self.finite.tolist(), strict=True):
             if not finite:
-                raise NotFiniteError(f"the target's {name} are not finite in {self.last_hidden.dtype}")
+                raise NotFiniteError(f"the target's {name} are not finite in {self.aux_hidden.dtype}")
         return SequenceFeatures(
             input_ids=sample.input_ids,
             loss_mask=sample.loss_mask,
             aux_hidden=_bfloat16_bits(self.aux_hidden),
-            last_hidden=_bfloat16_bits(self.last_hidden),
+            last_hidden=None if self.last_hidden is None else _bfloat16_bits(self.last_hidden),
             topk_ids=self.topk_ids.numpy().view(np.uint32),
             topk_logprob=self.topk_logprob.numpy(),
             lse=self.lse.numpy(),
@@ -77,26 +78,25 @@ def reduce_outputs(
     last_hidden: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor | None],
     *,
-    vocab_size: int,
-    top_k: int,
+    info: DatasetInfo,
 ) -> Outputs | None:
-    """Return the outputs for hidden states (T, L, H) and (T, H).
+    """Return what a store keeps of hidden states (T, L, H) and (T, H).
 
     ``head`` gives logits (rows, V) of last hidden states (rows, H); where it gives None, as it
     does on all ranks but one of a tensor-parallel target, there is nothing to return.
     """
-    rows = max(1, _LOGIT_BYTES[last_hidden.device.type] // (4 * vocab_size))
+    rows = max(1, _LOGIT_BYTES[last_hidden.device.type] // (4 * info.vocab_size))
     parts = []
     for start in range(0, len(last_hidden), rows):
         logits = head(last_hidden[start : start + rows])
         if logits is not None:
-            parts.append(_top(logits.float(), top_k))
+            parts.append(_top(logits.float(), info.top_k))
     if not parts:
         return None
     topk_ids, topk_logprob, lse, argmax = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return Outputs(
         aux_hidden=aux_hidden,
-        last_hidden=last_hidden,
+        last_hidden=last_hidden if info.last_hidden else None,
         topk_ids=topk_ids,
         topk_logprob=topk_logprob,
         lse=lse,

@@ -2,19 +2,21 @@
 
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from ..storage.hashing import sequence_id
+from ..storage.hashing import names_of, sequence_id
 from ..storage.rejects import RejectLog
 from ..storage.schema import DatasetInfo, Reject
 from ..storage.store import FeatureStore
 from ..storage.summary import summary
+from ..storage.views import ViewWriter
 from .config import ExtractConfig
 from .engines import Engine
 from .engines.opening import open_engine
 from .plan import expect, require_room
 from .progress import Progressed, Reporter, reporter
-from .samples import SampleReader
+from .samples import Sample, SampleReader
 from .sink import Outcome
 from .target import Target, TargetError, copy_into, identify, open_target, resolve_boundaries
 
@@ -50,19 +52,20 @@ def run(config: ExtractConfig) -> ExtractSummary:
     store = FeatureStore.create(config.store, info)
     if (expected := expect(config, target)) is not None:
         # By tokens: what a store has of the same data is known exactly, what it takes is estimated.
-        stored = sum(sum(record.sequences.lengths) for record in store.records.values())
+        stored = int(store.catalogue().length.sum())
         share = min(1.0, stored / max(expected.store.tokens, 1))
         require_room(config.store, expected, force=config.force, stored_bytes=round(share * expected.bytes))
     copy_into(target, store)
     counts = _Counts()
     try:
-        with RejectLog(store) as rejects, reporter(config.limit) as shown:
-            _extract(config, target, store, _Ledger(counts, rejects, shown))
+        with RejectLog(store) as rejects, _view(config, store) as view, reporter(config.limit) as shown:
+            _extract(config, target, store, _Ledger(counts, rejects, view, shown))
     except KeyboardInterrupt:
         store.refresh()
         _log.info("%s: interrupted; %d sequences are committed, rerun to go on", store.root, len(store.catalogue()))
         raise
     store.refresh()
+    store.records.save_index()
     seconds = time.monotonic() - started
     _log.info("%s: %d sequences committed by this run", store.root, counts.committed)
     return ExtractSummary(
@@ -96,7 +99,13 @@ class _Ledger:
 
     counts: _Counts
     rejects: RejectLog
+    view: ViewWriter | None
     shown: Reporter
+
+    def meet(self, sample: Sample, identifier: bytes) -> None:
+        """Note a sequence of the data, new or not."""
+        if self.view:
+            self.view.add(identifier, sample.loss_mask, sample.origin)
 
     def reject(self, reject: Reject) -> None:
         self.counts.rejected += 1
@@ -114,7 +123,7 @@ class _Ledger:
 
 
 def _extract(config: ExtractConfig, target: Target, store: FeatureStore, ledger: _Ledger) -> None:
-    known = {bytes.fromhex(each) for record in store.records.values() for each in record.sequences.ids}
+    known = set(names_of(store.catalogue().ids))
     engine: Engine | None = None
     try:
         for row in SampleReader(config, target):
@@ -123,11 +132,14 @@ def _extract(config: ExtractConfig, target: Target, store: FeatureStore, ledger:
                 ledger.reject(row)
                 if engine:
                     engine.reject(row)
-            elif (identifier := sequence_id(row.input_ids)) not in known:
-                known.add(identifier)
-                # Built for the first sequence that is missing: a rerun with nothing left loads no model.
-                engine = engine or open_engine(config, target, store.info)
-                engine.add(row)
+            else:
+                identifier = sequence_id(row.input_ids)
+                ledger.meet(row, identifier)
+                if identifier not in known:
+                    known.add(identifier)
+                    # Built for the first sequence that is missing: a rerun with nothing left loads no model.
+                    engine = engine or open_engine(config, target, store.info)
+                    engine.add(row)
             ledger.add(engine.take() if engine else Outcome())
         if engine:
             engine.finish()
@@ -135,6 +147,10 @@ def _extract(config: ExtractConfig, target: Target, store: FeatureStore, ledger:
     finally:
         if engine:
             engine.close()
+
+
+def _view(config: ExtractConfig, store: FeatureStore) -> AbstractContextManager[ViewWriter | None]:
+    return nullcontext() if config.view is None else ViewWriter(store, config.view)
 
 
 def dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:
@@ -149,4 +165,5 @@ def dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:
         vocab_size=target.vocab_size,
         top_k=config.top_k,
         codec=config.codec,
+        last_hidden=config.last_hidden,
     )

@@ -186,6 +186,7 @@ def _estimated(config: ExtractConfig, target: Target, parts: Parts, basis: str) 
         vocab_size=target.vocab_size,
         top_k=config.top_k,
         codec=config.codec,
+        last_hidden=config.last_hidden,
     )
     value_bytes = 4 if target.dtype == "float32" else 2
     # Embedding, head and final norm.

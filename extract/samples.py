@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..storage.schema import Array, Reject
-from ..storage.writer import Origin
+from ..storage.schema import Array, Origin, Reject
 from .chat import ChatRenderer, DateMissingError, NotRenderedError
 from .config import ExtractConfig
 from .shapes import Conversation, Recorded, RejectedRowError, RowShape, day, level

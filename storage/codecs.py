@@ -3,18 +3,37 @@
 Every chunk ends in its crc32c: blosc alone lets almost every flipped byte through.
 """
 
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-from .schema import CodecName
+from .schema import ArraySpec, CodecName
+from .zarr_codecs import Fp8Codec, Int8Codec
 
 # Hidden states shrink by 1.44 in blocks of this size, by 1.28 in those of the default size.
 _BLOCK_BYTES = 512 * 1024
 
 
-def compressors(codec: CodecName, itemsize: int) -> list[BytesBytesCodec]:
-    """Return the bytes-to-bytes codecs of an array whose elements have ``itemsize`` bytes."""
+def serializer(codec: CodecName, spec: ArraySpec) -> ArrayBytesCodec:
+    """Return the codec that makes bytes of an array; only hidden states are quantised."""
+    if spec.is_hidden and codec == "int8":
+        return Int8Codec()
+    if spec.is_hidden and codec == "fp8":
+        return Fp8Codec()
+    return BytesCodec(endian="little")
+
+
+def compressors(codec: CodecName, spec: ArraySpec) -> list[BytesBytesCodec]:
+    """Return the bytes-to-bytes codecs of an array."""
     if codec == "none":
         return [Crc32cCodec()]
+    if spec.is_hidden and codec != "lossless":
+        # Entropy coding is all that is left to do: the bytes of a value say nothing of each other.
+        entropy = BloscCodec(cname="zstd", clevel=1, shuffle="noshuffle", typesize=1, blocksize=_BLOCK_BYTES)
+        return [entropy, Crc32cCodec()]
+    return lossless(spec.dtype.itemsize)
+
+
+def lossless(itemsize: int) -> list[BytesBytesCodec]:
+    """Return the bytes-to-bytes codecs that suit elements of ``itemsize`` bytes."""
     blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=itemsize, blocksize=_BLOCK_BYTES)
     return [blosc, Crc32cCodec()]

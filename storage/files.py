@@ -89,6 +89,11 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_hash(content: bytes) -> str:
+    """Return what ``file_hash`` returns for a file with this content."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
 def require_inside(root: str | Path, key: str) -> None:
     """Raise StoreCorruptError if the path ``key`` below ``root`` would leave it."""
     if not key or Path(key).is_absolute() or ".." in Path(key).parts:

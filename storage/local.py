@@ -12,6 +12,8 @@ from .files import disk_errors, fsync_directory, fsync_tree, inside, make_direct
 class LocalPlace:
     """Implements ``Place`` below a directory; trees are written where they stay."""
 
+    is_remote = False
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
@@ -30,10 +32,34 @@ class LocalPlace:
         except FileNotFoundError:
             return []
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        try:
+            with os.scandir(self._path(folder)) as entries:
+                found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+        except FileNotFoundError:
+            return {}
+        return {name: f"{stat.st_size}-{stat.st_mtime_ns}" for name, stat in found}
+
+    def remove(self, key: str) -> None:
+        with self.write_errors():
+            self._path(key).unlink(missing_ok=True)
+
     def sizes(self, tree: str) -> dict[str, int]:
         root = self._path(tree)
         files = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
         return {file.relative_to(root).as_posix(): file.stat().st_size for file in files if file.is_file()}
+
+    def last_change(self, key: str) -> float:
+        path = self._path(key)
+        return max((each.lstat().st_mtime for each in (path, *path.rglob("*")) if each.exists()), default=0.0)
+
+    def remove_tree(self, key: str) -> None:
+        path = self._path(key)
+        with self.write_errors():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def begin_tree(self, tree: str) -> Path:
         path = self._path(tree)

@@ -11,22 +11,29 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from .codecs import compressors
+from .codecs import compressors, lossless, serializer
 from .files import file_hash
 from .hashing import SEQUENCE_ID_BYTES
+from .quantization import LossyName, QuantizationError, decode, encode
 from .schema import (
     FORMAT_VERSION,
     Array,
     ArraySpec,
     CodecName,
+    CommitRecord,
     DatasetInfo,
     SequenceFeatures,
     StoredObject,
     array_specs,
 )
+from .shards import chunks_hash
 
 SEQUENCE_TABLE = ("seq_offsets", "seq_ids")
 """Arrays (S + 1,) int64 and (S, 16) uint8: where each sequence starts and what it is."""
+
+
+_MEASURED = 16
+"""Of so many tokens, one is restored after quantisation to see what was lost."""
 
 
 class _GrowingArray:
@@ -37,13 +44,19 @@ class _GrowingArray:
         self._pending: list[Array] = []
         self._pending_tokens = 0
         self._written = 0
+        self._lossy: LossyName | None = None
+        if spec.is_hidden and (codec == "int8" or codec == "fp8"):
+            self._lossy = codec
+        self.error = QuantizationError()
+        """What a lossy codec lost, on a sample."""
         self._array = group.create_array(
             spec.name,
             shape=(0, *spec.inner_shape),
             dtype=spec.dtype,
             chunks=spec.chunk,
             shards=(spec.shard_tokens, *spec.inner_shape),
-            compressors=compressors(codec, spec.dtype.itemsize),
+            serializer=serializer(codec, spec),
+            compressors=compressors(codec, spec),
             attributes=dict(spec.attributes),
             # Comparing each chunk with zero costs more than storing the few that are.
             config={"write_empty_chunks": True},
@@ -60,6 +73,9 @@ class _GrowingArray:
         end = self._written + tokens
         self._array.resize((end, *self._spec.inner_shape))
         self._array[self._written : end] = rows[:tokens]
+        if self._lossy:
+            sample = rows[:tokens:_MEASURED].reshape(-1, rows.shape[-1])
+            self.error.add(sample, decode(self._lossy, encode(self._lossy, sample).tobytes(), sample.shape))
         self._written = end
         # A copy: a view would keep the whole block alive.
         self._pending = [rows[tokens:].copy()]
@@ -68,6 +84,24 @@ class _GrowingArray:
     def close(self) -> None:
         if self._pending_tokens:
             self._write(self._pending_tokens)
+
+    @property
+    def is_lossy(self) -> bool:
+        return self._lossy is not None
+
+
+class AdoptedPart:
+    """A whole part of another store, to be committed as it is; stands where a ``PartWriter`` does."""
+
+    def __init__(self, path: Path, record: CommitRecord) -> None:
+        self.path = path
+        self.tokens = sum(record.sequences.lengths)
+        self.quantization_error = record.quantization_error
+        self._objects = record.objects
+
+    def close(self, identifiers: list[bytes]) -> tuple[StoredObject, ...]:
+        """List every file."""
+        return self._objects
 
 
 class PartWriter:
@@ -82,9 +116,12 @@ class PartWriter:
         self._arrays = {name: _GrowingArray(self._group, spec, info.codec) for name, spec in self._specs.items()}
 
     def append(self, features: SequenceFeatures) -> None:
-        """Add one sequence; its arrays must have the shapes and dtypes of ``SequenceFeatures``."""
+        """Add one sequence; its arrays must be those of the store, in the shapes and dtypes of ``SequenceFeatures``."""
         length = len(features.input_ids)
-        for name, rows in features.arrays().items():
+        arrays = features.arrays()
+        if arrays.keys() != self._specs.keys():
+            raise ValueError(f"arrays {sorted(arrays)}, expected {sorted(self._specs)}")
+        for name, rows in arrays.items():
             spec = self._specs[name]
             if rows.shape != (length, *spec.inner_shape) or rows.dtype != spec.dtype:
                 raise ValueError(
@@ -93,6 +130,11 @@ class PartWriter:
             self._arrays[name].append(rows)
         self._lengths.append(length)
         self.tokens += length
+
+    @property
+    def quantization_error(self) -> dict[str, float]:
+        """Relative L2 error of what was written so far, by array, of those with a lossy codec."""
+        return {name: array.error.relative for name, array in self._arrays.items() if array.is_lossy}
 
     def close(self, identifiers: list[bytes]) -> tuple[StoredObject, ...]:
         """Write what is pending and the sequence table, and list every file.
@@ -105,11 +147,15 @@ class PartWriter:
         table = np.frombuffer(b"".join(identifiers), np.uint8).reshape(len(self._lengths), SEQUENCE_ID_BYTES)
         tables: tuple[Array, Array] = (offsets, table)
         for name, rows in zip(SEQUENCE_TABLE, tables, strict=True):
-            self._group.create_array(
-                name, data=rows, chunks=rows.shape, compressors=compressors("lossless", rows.dtype.itemsize)
-            )
-        return tuple(
-            StoredObject(key=file.relative_to(self.path).as_posix(), size=file.stat().st_size, xxh128=file_hash(file))
-            for file in sorted(self.path.rglob("*"))
-            if file.is_file()
+            self._group.create_array(name, data=rows, chunks=rows.shape, compressors=lossless(rows.dtype.itemsize))
+        return tuple(self._stored(file) for file in sorted(self.path.rglob("*")) if file.is_file())
+
+    def _stored(self, file: Path) -> StoredObject:
+        key = file.relative_to(self.path)
+        spec = self._specs.get(key.parts[0])
+        return StoredObject(
+            key=key.as_posix(),
+            size=file.stat().st_size,
+            xxh128=file_hash(file),
+            chunks_xxh128=chunks_hash(file, spec) if spec and file.name != "zarr.json" else "",
         )

@@ -17,6 +17,9 @@ from .local import LocalPlace
 class Place(Protocol):
     """Files by key. Methods raise StoreError where the disk or the network refuses."""
 
+    is_remote: bool
+    """Whether trees have to be fetched to be read."""
+
     def name_of(self, key: str) -> str:
         """Return the full path or URL of a key; of the place itself for the empty key."""
         ...
@@ -33,8 +36,24 @@ class Place(Protocol):
         """Return the sorted names of what is directly in a folder, empty where there is no such folder."""
         ...
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Return for each file directly in a folder, by name, what changes if the file is replaced."""
+        ...
+
+    def remove(self, key: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+        ...
+
     def sizes(self, tree: str) -> dict[str, int]:
         """Return the size in bytes of each file of a tree, by its key relative to the tree."""
+        ...
+
+    def last_change(self, key: str) -> float:
+        """Return when a file, or the newest file of a tree, was written, in seconds since 1970; 0 if none is there."""
+        ...
+
+    def remove_tree(self, key: str) -> None:
+        """Remove a tree or a file, whoever put it there. Raises StoreError if it cannot be."""
         ...
 
     def begin_tree(self, tree: str) -> Path:
@@ -73,8 +92,11 @@ class Place(Protocol):
         ...
 
 
-def place_at(path: str | Path) -> Place:
-    """Return the place a user names by a path or an ``s3://`` URL; raise StoreError for another URL."""
+def place_at(path: str | Path, cache_bytes: int | None = None) -> Place:
+    """Return the place a user names by a path or an ``s3://`` URL; raise StoreError for another URL.
+
+    ``cache_bytes`` bounds the local copies of what is elsewhere; None is what the disk spares.
+    """
     name = str(path)
     if not name.startswith("s3://"):
         if "://" in name:
@@ -86,4 +108,4 @@ def place_at(path: str | Path) -> Place:
         if error.name != "obstore":
             raise
         raise StoreError(f"{name}: stores on S3 need obstore. Install it with `pip install specx[s3]`.") from error
-    return S3Place(name)
+    return S3Place(name, cache_bytes=cache_bytes)

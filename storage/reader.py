@@ -4,18 +4,23 @@ Shapes: T tokens asked for, L boundaries of the store, H hidden size, K logits
 kept per token.
 """
 
+import dataclasses
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from .errors import StoreCorruptError
+from .errors import StoreCorruptError, StoreError
 from .files import file_hash, inside, require_inside
-from .schema import Array, CommitRecord, DatasetInfo, SequenceFeatures, array_specs
+from .hashing import find
+from .schema import Array, CommitRecord, DatasetInfo, SequenceFeatures, StoredObject, array_specs
 from .shards import ShardedRows
-from .store import FeatureStore, catalogue
+from .store import FeatureStore
+from .views import View
 
 _OPEN_PARTS = 1024
 
@@ -23,19 +28,36 @@ _OPEN_PARTS = 1024
 class PartReader:
     """One part; each array is opened when it is first asked for."""
 
-    def __init__(self, path: Path, info: DatasetInfo, tokens: int, name: str | None = None) -> None:
-        """``path`` is that of the part; ``name`` stands for it in errors if ``path`` is that of a copy."""
+    def __init__(
+        self,
+        path: Path,
+        info: DatasetInfo,
+        tokens: int,
+        name: str | None = None,
+        objects: Iterable[StoredObject] | None = None,
+    ) -> None:
+        """``path`` is that of the part; ``name`` stands for it in errors if ``path`` is that of a copy.
+
+        ``objects`` are its files as they were committed, unless it is not committed yet.
+        """
         self.path = path
+        self._hashes: dict[str, dict[str, str]] | None = None
+        if objects is not None:
+            self._hashes = {}
+            for stored in objects:
+                array, _, key = stored.key.partition("/")
+                self._hashes.setdefault(array, {})[key] = stored.chunks_xxh128
         self._name = name or str(path)
         self._specs = array_specs(info)
-        self._tokens = tokens
+        self.tokens = tokens
         self._arrays: dict[str, ShardedRows] = {}
 
     def read(self, name: str, start: int, out: Array, column: int | None = None) -> None:
         """Fill ``out`` (T, …) with rows ``start:start + T``; ``column`` picks one boundary of ``aux_hidden``."""
         if name not in self._arrays:
             shown = f"{self._name}/{name}"
-            self._arrays[name] = ShardedRows(self.path / name, self._specs[name], self._tokens, shown)
+            hashes = None if self._hashes is None else self._hashes.get(name, {})
+            self._arrays[name] = ShardedRows(self.path / name, self._specs[name], self.tokens, shown, hashes)
         self._arrays[name].read(start, out, column)
 
     def features(self, start: int, stop: int) -> SequenceFeatures:
@@ -55,12 +77,30 @@ class PartReader:
 class FeatureReader:
     """The sequences of a store, by their number in its catalogue."""
 
-    def __init__(self, store: FeatureStore, units: Iterable[int] | None = None) -> None:
-        """Read all committed units, or only those named: a run goes on with the data it began with."""
+    def __init__(self, store: FeatureStore, units: Iterable[int] | None = None, view: View | None = None) -> None:
+        """Read all committed units, or only those named: a run goes on with the data it began with.
+
+        With a view only its sequences are there, with its masks, categories and sources.
+        """
         self.store = store
-        wanted = store.records if units is None else {unit: store.record(unit) for unit in units}
-        self.catalogue = catalogue(wanted)
-        self._parts: OrderedDict[int, PartReader] = OrderedDict()
+        wanted = None if units is None else tuple(units)
+        for unit in wanted or ():
+            store.require(unit)
+        self.catalogue = store.catalogue(wanted)
+        self._view = view
+        self._in_view: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        if view is not None:
+            number = find(self.catalogue.ids, view.ids)
+            self._in_view = number[number >= 0]
+            self.catalogue = dataclasses.replace(
+                self.catalogue.take(number >= 0),
+                category=view.category[self._in_view],
+                source=view.source[self._in_view],
+                row=view.row[self._in_view],
+            )
+        # Batches to train on and batches to validate on are read by threads of their own.
+        self._changing = threading.Lock()
+        self._parts: OrderedDict[int, tuple[CommitRecord, PartReader]] = OrderedDict()
 
     def read(self, sequence: int, name: str, out: Array, column: int | None = None) -> None:
         """Fill ``out`` (T, …) with the first T tokens of one array of a sequence.
@@ -70,30 +110,79 @@ class FeatureReader:
         Raises StoreCorruptError where a byte differs from what was committed.
         """
         assert len(out) <= self.catalogue.length[sequence], "T is longer than the sequence"
+        if name == "loss_mask" and (mask := self.other_mask(sequence)) is not None:
+            out[:] = mask[: len(out)]
+            return
         with self._part(sequence) as part:
             part.read(name, int(self.catalogue.offset[sequence]), out, column)
+
+    def stage(self, sequences: Iterable[int]) -> None:
+        """Bring the parts of some sequences to the local disk, where they stay while there is room."""
+        for unit in {int(self.catalogue.unit[sequence]) for sequence in sequences}:
+            with self.store.local_part(self.store.records[unit]):
+                """It is there now."""
 
     def features(self, sequence: int) -> SequenceFeatures:
         """Return every array of a whole sequence."""
         start = int(self.catalogue.offset[sequence])
         with self._part(sequence) as part:
-            return part.features(start, start + int(self.catalogue.length[sequence]))
+            features = part.features(start, start + int(self.catalogue.length[sequence]))
+        mask = self.other_mask(sequence)
+        return features if mask is None else dataclasses.replace(features, loss_mask=mask)
+
+    def supervised_tokens(self, sequences: npt.NDArray[np.int64]) -> Iterator[Array]:
+        """Yield the ids (T,) int32 of the supervised tokens of some sequences, those of a part at once."""
+        ordered = sequences[np.argsort(self.catalogue.unit[sequences], kind="stable")]
+        starts = np.flatnonzero(np.diff(self.catalogue.unit[ordered]) != 0) + 1
+        for here in np.split(ordered, starts) if len(ordered) else ():
+            with self._part(int(here[0])) as part:
+                input_ids, loss_mask = np.empty(part.tokens, np.int32), np.empty(part.tokens, np.uint8)
+                part.read("input_ids", 0, input_ids)
+                part.read("loss_mask", 0, loss_mask)
+            # +1 where a sequence begins, -1 behind its end: their running sum tells what is in one.
+            bounds = np.zeros(part.tokens + 1, np.int64)
+            np.add.at(bounds, self.catalogue.offset[here], 1)
+            np.add.at(bounds, self.catalogue.offset[here] + self.catalogue.length[here], -1)
+            for sequence in here if self._view is not None else ():
+                if (mask := self.other_mask(int(sequence))) is not None:
+                    start = int(self.catalogue.offset[sequence])
+                    loss_mask[start : start + len(mask)] = mask
+            yield input_ids[(bounds.cumsum()[:-1] > 0) & (loss_mask == 1)]
+
+    def other_mask(self, sequence: int) -> Array | None:
+        """Return the view's own mask of a sequence; raise StoreError if it is not as long as the sequence."""
+        mask = None if self._view is None else self._view.loss_mask(int(self._in_view[sequence]))
+        length = int(self.catalogue.length[sequence])
+        if mask is not None and len(mask) != length:
+            raise StoreError(
+                f"{self.store.root}: the view has a mask of {len(mask)} entries for sequence "
+                f"{bytes(self.catalogue.ids[sequence]).hex()} of {length} tokens. Make the view again."
+            )
+        return mask
 
     @contextmanager
     def _part(self, sequence: int) -> Iterator[PartReader]:
         unit = int(self.catalogue.unit[sequence])
+        with self._changing:
+            opened = self._parts.get(unit)
+            if opened:
+                self._parts.move_to_end(unit)
+        if opened:
+            record, part = opened
+            with self.store.local_part(record):
+                yield part
+            return
         record = self.store.records[unit]
-        if unit not in self._parts:
-            check_sizes(self.store, record)
+        check_sizes(self.store, record)
         with self.store.local_part(record) as path:
-            if unit not in self._parts:
-                check_metadata(self.store, record, path)
-                tokens = sum(record.sequences.lengths)
-                self._parts[unit] = PartReader(path, self.store.info, tokens, self.store.part_path(record))
+            check_metadata(self.store, record, path)
+            tokens = sum(record.sequences.lengths)
+            part = PartReader(path, self.store.info, tokens, self.store.part_path(record), record.objects)
+            with self._changing:
+                self._parts[unit] = record, part
                 if len(self._parts) > _OPEN_PARTS:
                     self._parts.popitem(last=False)
-            self._parts.move_to_end(unit)
-            yield self._parts[unit]
+            yield part
 
 
 def check_sizes(store: FeatureStore, record: CommitRecord) -> None:

@@ -4,7 +4,6 @@ A row is written once, however often it is met; memory holds 16 bytes a row.
 """
 
 import hashlib
-import uuid
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -12,6 +11,8 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .errors import StoreCorruptError
+from .files import content_hash
 from .schema import Reject
 from .store import REJECTS_DIRECTORY, FeatureStore
 
@@ -59,8 +60,8 @@ class RejectLog:
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer)
         with self._store.place.write_errors():
-            key = f"{REJECTS_DIRECTORY}/r{uuid.uuid4().hex}.parquet"
-            self._store.place.publish(key, buffer.getvalue().to_pybytes())
+            content = buffer.getvalue().to_pybytes()
+            self._store.place.publish(f"{REJECTS_DIRECTORY}/{_file_name(content)}", content)
         self._pending = []
 
 
@@ -74,13 +75,39 @@ def count_rejects(store: FeatureStore) -> int:
     return len({_name(reject) for reject in _stored(store)})
 
 
+def check_rejects(store: FeatureStore) -> Iterator[str]:
+    """Yield what is wrong with the files of rejects, a line each."""
+    for name in _file_names(store):
+        try:
+            _content(store, name)
+        except StoreCorruptError as error:
+            yield str(error)
+
+
 def _stored(store: FeatureStore) -> Iterator[Reject]:
-    names = store.place.names(REJECTS_DIRECTORY)
-    for name in [name for name in names if name.startswith("r") and name.endswith(".parquet")]:
-        with pq.ParquetFile(pa.BufferReader(store.place.read(f"{REJECTS_DIRECTORY}/{name}"))) as file:
+    for name in _file_names(store):
+        with pq.ParquetFile(pa.BufferReader(_content(store, name))) as file:
             for batch in file.iter_batches(ROWS_PER_FILE):
                 for row in batch.to_pylist():
                     yield Reject(**row)
+
+
+def _file_names(store: FeatureStore) -> list[str]:
+    names = store.place.names(REJECTS_DIRECTORY)
+    return [name for name in names if name.startswith("r") and name.endswith(".parquet")]
+
+
+def _content(store: FeatureStore, name: str) -> bytes:
+    content = store.place.read(f"{REJECTS_DIRECTORY}/{name}")
+    if name != _file_name(content):
+        path = store.place.name_of(f"{REJECTS_DIRECTORY}/{name}")
+        raise StoreCorruptError(f"{path}: changed since it was written. Delete it: its rows are noted by the next run.")
+    return content
+
+
+def _file_name(content: bytes) -> str:
+    # Its hash, so that damage is seen.
+    return f"r{content_hash(content)}.parquet"
 
 
 def _name(reject: Reject) -> bytes:

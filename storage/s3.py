@@ -52,6 +52,8 @@ class S3Place:
     Trees are written to, and read from, a temporary directory of this object, which goes with it.
     """
 
+    is_remote = True
+
     def __init__(self, url: str, *, retry: Retry | None = None, cache_bytes: int | None = None) -> None:
         """``cache_bytes`` bounds the copies of parts on the local disk; by default only the disk does."""
         self._url = url.rstrip("/")
@@ -111,9 +113,24 @@ class S3Place:
         keys = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return sorted(key.rpartition("/")[2] for key in keys)
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        found = self._ask("listing", folder, lambda: obstore.list_with_delimiter(self._objects, folder or None))
+        return {each["path"].rpartition("/")[2]: f"{each['size']}-{each['e_tag']}" for each in found["objects"]}
+
+    def remove(self, key: str) -> None:
+        self._ask("deleting", key, lambda: obstore.delete(self._objects, key))
+
     def sizes(self, tree: str) -> dict[str, int]:
         found = self._ask("listing", tree, lambda: obstore.list(self._objects, tree).collect())
         return {each["path"].removeprefix(f"{tree}/"): each["size"] for each in found}
+
+    def last_change(self, key: str) -> float:
+        found = self._ask("listing", key, lambda: obstore.list(self._objects, key).collect())
+        return max((each["last_modified"].timestamp() for each in found), default=0.0)
+
+    def remove_tree(self, key: str) -> None:
+        keys = [f"{key}/{name}" for name in self.sizes(key)]
+        self._ask("deleting", key, lambda: obstore.delete(self._objects, keys or key))
 
     def begin_tree(self, tree: str) -> Path:
         path = self._begun(tree)

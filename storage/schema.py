@@ -22,7 +22,7 @@ from .errors import StoreCorruptError, StoreError, StoreMismatchError
 FORMAT_VERSION = 1
 """Version of the layout on disk; a reader refuses what is newer."""
 
-CodecName = Literal["lossless", "none"]
+CodecName = Literal["lossless", "none", "int8", "fp8"]
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +38,35 @@ class Record(BaseModel):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
+class SealedRecord(Record):
+    """A record that holds the checksum of its own canonical JSON: its keys sorted, no spaces."""
+
+    format: int = FORMAT_VERSION
+    crc32c: int = 0
+    """Of the JSON with this field at 0."""
+
+    def sealed(self) -> Self:
+        """Return the record with its checksum filled in."""
+        content = _canonical(self.model_dump(mode="json") | {"crc32c": 0})
+        return self.model_copy(update={"crc32c": int(google_crc32c.value(content))})
+
+    def to_bytes(self) -> bytes:
+        return _canonical(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, path: str) -> Self:
+        """Parse and check a record; raise StoreCorruptError, or StoreError for a newer format."""
+        record = parse_record(cls, content, path)
+        # In the bytes as they are: to write a large record again takes as long as to parse it.
+        checksum = int(google_crc32c.value(content.replace(b'"crc32c":%d,' % record.crc32c, b'"crc32c":0,', 1)))
+        if record.crc32c != checksum:
+            raise StoreCorruptError(
+                f"{path}: the record's checksum is {checksum:08x}, it says {record.crc32c:08x}. The file was changed "
+                "or damaged; `specx store verify` says what can be done."
+            )
+        return record
+
+
 class TargetIdentity(Record):
     """Which model made the features."""
 
@@ -49,10 +78,9 @@ class TargetIdentity(Record):
     """sha256 over every tensor's name, dtype, shape and bytes."""
 
 
-class DatasetInfo(Record):
+class DatasetInfo(SealedRecord):
     """``dataset.json``: what every part of a store has in common. Immutable."""
 
-    format: int = FORMAT_VERSION
     target: TargetIdentity
     compute_dtype: str
     """Type the target ran in: features of a bfloat16 run are not those of a float32 run."""
@@ -62,6 +90,8 @@ class DatasetInfo(Record):
     vocab_size: int
     top_k: int
     codec: CodecName
+    last_hidden: bool = True
+    """Whether the last hidden states are kept; without them logits are known by their top-K only."""
 
     def require_same(self, wanted: "DatasetInfo", root: str) -> None:
         """Raise StoreMismatchError naming every field in which ``wanted`` differs."""
@@ -76,7 +106,11 @@ class DatasetInfo(Record):
 def differences(found: Record, wanted: Record, where: str) -> list[str]:
     """Return what differs between two records of a kind, a phrase a field; ``where`` is where ``found`` was."""
     there, here = (_flat(record.model_dump(mode="json")) for record in (found, wanted))
-    return [f"{key} is {there[key]} {where}, {here[key]} in this run" for key in there if there[key] != here[key]]
+    return [
+        f"{key} is {there[key]} {where}, {here[key]} in this run"
+        for key in there
+        if there[key] != here[key] and key != "crc32c"
+    ]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -97,6 +131,17 @@ class StoredObject(Record):
     size: int
     xxh128: str
     """XXH3 128-bit hash of the file, hex."""
+    chunks_xxh128: str = ""
+    """Of a shard: the same of its index and its chunks' checksums, to tell another shard in its place at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a sequence came from."""
+
+    source: str
+    row: int
+    category: str = ""
 
 
 class Reject(Record):
@@ -124,41 +169,26 @@ class SequenceColumns(Record):
             raise ValueError("the columns of sequences have different lengths")
 
 
-class CommitRecord(Record):
+class CommitRecord(SealedRecord):
     """``commits/u….json``: makes one part exist."""
 
-    format: int = FORMAT_VERSION
     unit: int
     part: str
     sequences: SequenceColumns
     rejected: tuple[Reject, ...] = ()
     objects: tuple[StoredObject, ...]
+    quantization_error: dict[str, float] = Field(default_factory=dict)
+    """Of each array with a lossy codec: relative L2 error, measured on a sample of the part's tokens."""
     writer: str
     time: str
     """UTC, ISO 8601."""
-    crc32c: int = Field(default=0)
-    """Of this record's canonical JSON with this field at 0."""
 
-    def sealed(self) -> Self:
-        """Return the record with its own checksum filled in."""
-        return self.model_copy(update={"crc32c": self._checksum()})
 
-    def _checksum(self) -> int:
-        return int(google_crc32c.value(_canonical(self.model_dump(mode="json") | {"crc32c": 0})))
+class FileHashes(SealedRecord):
+    """``target/hashes.json``: what the other files of the directory are."""
 
-    def to_bytes(self) -> bytes:
-        return _canonical(self.model_dump(mode="json"))
-
-    @classmethod
-    def from_bytes(cls, content: bytes, path: str) -> Self:
-        """Parse and check a record; raise StoreCorruptError, or StoreError for a newer format."""
-        record = parse_record(cls, content, path)
-        if record.crc32c != record._checksum():
-            raise StoreCorruptError(
-                f"{path}: the record's checksum is {record._checksum():08x}, it says {record.crc32c:08x}. "
-                "Delete the record and rerun `specx extract`: its sequences are extracted again."
-            )
-        return record
+    files: dict[str, str]
+    """XXH3 128-bit hash, hex, by the path within the directory."""
 
 
 def _canonical(tree: Mapping[str, Any]) -> bytes:
@@ -200,6 +230,8 @@ class ArraySpec:
     """Shape behind the token axis."""
     chunk: tuple[int, ...]
     shard_tokens: int
+    is_hidden: bool = False
+    """Hidden states: bits of bfloat16, which lossy codecs quantise."""
     attributes: dict[str, str | bool] = field(default_factory=dict)
 
 
@@ -214,23 +246,26 @@ def array_specs(info: DatasetInfo) -> dict[str, ArraySpec]:
             # One boundary a chunk: it compresses better, and a run reads only the boundaries it trains on.
             chunk=(256, 1, H),
             shard_tokens=4096,
+            is_hidden=True,
             attributes=_BFLOAT16,
-        ),
-        ArraySpec(
-            name="last_hidden",
-            dtype=np.dtype(np.uint16),
-            inner_shape=(H,),
-            chunk=(256, H),
-            shard_tokens=4096,
-            attributes=_BFLOAT16 | {"normed": True},
-        ),
+        )
+    ]
+    if info.last_hidden:
+        specs.append(
+            ArraySpec(
+                name="last_hidden",
+                dtype=np.dtype(np.uint16),
+                inner_shape=(H,),
+                chunk=(256, H),
+                shard_tokens=4096,
+                is_hidden=True,
+                attributes=_BFLOAT16 | {"normed": True},
+            )
+        )
+    specs += [
         ArraySpec(name="topk_ids", dtype=np.dtype(np.uint32), inner_shape=(K,), chunk=(1024, K), shard_tokens=16384),
         ArraySpec(
-            name="topk_logprob",
-            dtype=np.dtype(np.float16),
-            inner_shape=(K,),
-            chunk=(1024, K),
-            shard_tokens=16384,
+            name="topk_logprob", dtype=np.dtype(np.float16), inner_shape=(K,), chunk=(1024, K), shard_tokens=16384
         ),
     ]
     for name, dtype in (
@@ -253,8 +288,8 @@ class SequenceFeatures:
     """(T,) uint8, 1 on the tokens the target sampled"""
     aux_hidden: Array
     """(T, L, H) uint16, bfloat16 bits, boundaries ascending"""
-    last_hidden: Array
-    """(T, H) uint16, bfloat16 bits, after the final norm"""
+    last_hidden: Array | None = None
+    """(T, H) uint16, bfloat16 bits, after the final norm; None in a store without"""
     topk_ids: Array
     """(T, K) uint32, by falling logit"""
     topk_logprob: Array
@@ -265,5 +300,6 @@ class SequenceFeatures:
     """(T,) int32, over the full vocabulary"""
 
     def arrays(self) -> dict[str, Array]:
-        """Return the arrays by their name on disk."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Return the arrays there are, by their name on disk."""
+        arrays = {name: getattr(self, name) for name in self.__slots__}
+        return {name: rows for name, rows in arrays.items() if rows is not None}

@@ -11,29 +11,50 @@ little-endian uint64, then the crc32c of the index (Zarr v3 sharding, ZEP 2).
 Shapes: T rows asked for, D further axes.
 """
 
+import math
 import os
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
+import xxhash
 import zarr
 from numcodecs import blosc
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from .errors import StoreCorruptError
+from .quantization import LossyName, decode
 from .schema import Array, ArraySpec
+from .zarr_codecs import Fp8Codec, Int8Codec
 
 _CRC_BYTES = 4
+_ENTRY_BYTES = 16
+"""Of the index: offset and size of a chunk."""
+_LOSSY: dict[type[object], LossyName | None] = {BytesCodec: None, Int8Codec: "int8", Fp8Codec: "fp8"}
 _ABSENT = np.iinfo(np.uint64).max
 
 
 class ShardedRows:
     """One array of a part, read by rows."""
 
-    def __init__(self, path: Path, spec: ArraySpec, tokens: int, name: str | None = None) -> None:
-        """``path`` is that of the array; ``name`` stands for it in errors if ``path`` is that of a copy."""
+    def __init__(
+        self,
+        path: Path,
+        spec: ArraySpec,
+        tokens: int,
+        name: str | None = None,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        """``path`` is that of the array; ``name`` stands for it in errors if ``path`` is that of a copy.
+
+        ``hashes`` are what ``chunks_hash`` was of each shard, by its key, where that is known.
+        """
         self._path = path
         self._name = name or str(path)
+        self._hashes = hashes
         array = zarr.open_array(path, mode="r")
         if array.shape != (tokens, *spec.inner_shape) or array.dtype != spec.dtype or array.shards is None:
             raise StoreCorruptError(
@@ -49,8 +70,11 @@ class ShardedRows:
             2,
         )
         kinds = tuple(type(codec) for codec in array.compressors)
-        if kinds not in ((Crc32cCodec,), (BloscCodec, Crc32cCodec)):
-            raise StoreCorruptError(f"{self._name}: unknown codecs {[kind.__name__ for kind in kinds]}. Upgrade specx.")
+        is_known = type(array.serializer) in _LOSSY and kinds in ((Crc32cCodec,), (BloscCodec, Crc32cCodec))
+        if not is_known:
+            names = [kind.__name__ for kind in (type(array.serializer), *kinds)]
+            raise StoreCorruptError(f"{self._name}: unknown codecs {names}. Upgrade specx.")
+        self._lossy = _LOSSY[type(array.serializer)]
         self._is_blosc = BloscCodec in kinds
         self._indices: dict[int, Array] = {}
 
@@ -66,13 +90,19 @@ class ShardedRows:
             chunk = row // self._chunk_tokens
             first = chunk * self._chunk_tokens
             end = min(stop, first + self._chunk_tokens)
-            values = self._decode(chunk, column or 0)
-            if column is not None:
-                values = values[:, 0]
-            out[row - start : end - start] = values[row - first : end - first]
+            rows = out[row - start : end - start]
+            if end - row == self._chunk_tokens and rows.flags.c_contiguous and not self._lossy:
+                # No other copy than the one from the disk's cache, or from the decoder.
+                self._decode(chunk, column or 0, rows)
+            else:
+                values = self._decode(chunk, column or 0, None)
+                if column is not None:
+                    values = values[:, 0]
+                rows[:] = values[row - first : end - first]
             row = end
 
-    def _decode(self, chunk: int, column: int) -> Array:
+    def _decode(self, chunk: int, column: int, out: Array | None) -> Array:
+        """Return a whole chunk, put into ``out`` if that is given; it is valid until the thread's next call."""
         shard, within = divmod(chunk, self._shard_tokens // self._chunk_tokens)
         key = "/".join(["c", str(shard), *["0"] * (len(self._chunk) - 1)])
         try:
@@ -87,22 +117,38 @@ class ShardedRows:
             offset, size = index[position].reshape(-1, 2)[0].tolist()
             if offset == _ABSENT:
                 raise StoreCorruptError(self._damaged(key, f"chunk {position} was never written"))
-            # Two reads, as the checksum wants bytes of its own and slicing would copy them.
-            content = os.pread(descriptor, size - _CRC_BYTES, offset)
-            checksum = os.pread(descriptor, _CRC_BYTES, offset + size - _CRC_BYTES)
+            is_plain = not self._is_blosc and not self._lossy
+            content: Any = _scratch(size - _CRC_BYTES)
+            if is_plain and out is not None:
+                content = out.reshape(-1).view(np.uint8)
+            checksum = bytearray(_CRC_BYTES)
+            is_whole = content.nbytes == size - _CRC_BYTES
+            found = os.preadv(descriptor, [content, checksum], offset) if is_whole else 0
         finally:
             os.close(descriptor)
-        if len(checksum) != _CRC_BYTES or google_crc32c.value(content) != _number(checksum):
+        if found != size or google_crc32c.value(content) != _number(checksum):
             raise StoreCorruptError(self._damaged(key, f"the checksum of chunk {position} does not match its bytes"))
-        values = np.frombuffer(blosc.decompress(content) if self._is_blosc else content, self._dtype)
-        return values.reshape(self._chunk)
+        return self._values(content, out)
+
+    def _values(self, content: Array, out: Array | None) -> Array:
+        if self._lossy:
+            plain = blosc.decompress(content) if self._is_blosc else content.tobytes()
+            return decode(self._lossy, plain, (self._chunk[0], self._chunk[-1])).reshape(self._chunk)
+        if self._is_blosc:
+            if out is not None:
+                blosc.decompress(content, out)
+                return out
+            return np.frombuffer(blosc.decompress(content), self._dtype).reshape(self._chunk)
+        return content.view(self._dtype).reshape(self._chunk)
 
     def _read_index(self, descriptor: int, key: str) -> Array:
-        size = int(np.prod(self._index_shape)) * 8
+        size = math.prod(self._index_shape) * 8
         at = os.fstat(descriptor).st_size - size - _CRC_BYTES
         content = os.pread(descriptor, size + _CRC_BYTES, at) if at >= 0 else b""
         if len(content) != size + _CRC_BYTES or google_crc32c.value(content[:size]) != _number(content[size:]):
             raise StoreCorruptError(self._damaged(key, "the checksum of the shard's index does not match its bytes"))
+        if self._hashes is not None and self._hashes.get(key) != _chunks_hash(descriptor, content[:size]):
+            raise StoreCorruptError(self._damaged(key, "this is another shard than the one committed"))
         return np.frombuffer(content[:size], "<u8").reshape(self._index_shape)
 
     def _damaged(self, key: str, what: str) -> str:
@@ -112,5 +158,39 @@ class ShardedRows:
         )
 
 
-def _number(checksum: bytes) -> int:
+def chunks_hash(path: Path, spec: ArraySpec) -> str:
+    """Return the XXH3 128-bit hash, hex, of a shard's index and of the checksums of its chunks in that order.
+
+    Every chunk is checked by its own checksum when it is read; this tells that they are this shard's.
+    """
+    across = math.prod(-(-size // chunk) for size, chunk in zip(spec.inner_shape, spec.chunk[1:], strict=True))
+    size = spec.shard_tokens // spec.chunk[0] * across * _ENTRY_BYTES
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        index = os.pread(descriptor, size, os.fstat(descriptor).st_size - size - _CRC_BYTES)
+        return _chunks_hash(descriptor, index)
+    finally:
+        os.close(descriptor)
+
+
+def _chunks_hash(descriptor: int, index: bytes) -> str:
+    digest = xxhash.xxh3_128(index)
+    for offset, size in np.frombuffer(index, "<u8").reshape(-1, 2).tolist():
+        if offset != _ABSENT:
+            digest.update(os.pread(descriptor, _CRC_BYTES, offset + size - _CRC_BYTES))
+    return digest.hexdigest()
+
+
+_own = threading.local()
+
+
+def _scratch(size: int) -> Array:
+    """Return room for so many bytes, the thread's own and the same each time: fresh memory costs as much as a copy."""
+    if getattr(_own, "room", None) is None or _own.room.nbytes < size:
+        _own.room = np.empty(size, np.uint8)
+    room: Array = _own.room[:size]
+    return room
+
+
+def _number(checksum: bytes | bytearray) -> int:
     return int.from_bytes(checksum, "little")

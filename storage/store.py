@@ -1,95 +1,50 @@
-"""Opening and creating a store, and the catalogue of what is in it.
+"""Opening and creating a store.
 
 The commit records are the source of truth: a part that none of them names does
 not exist.
-
-Shapes: S sequences of the store.
 """
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from .catalogue import Catalogue
+from .commits import Commits, commit_key
 from .errors import StoreCorruptError, StoreError
-from .files import TEMPORARY_PREFIX, require_inside
-from .hashing import SEQUENCE_ID_BYTES
+from .files import TEMPORARY_PREFIX, file_hash, require_inside
 from .place import Place, place_at
-from .schema import CommitRecord, DatasetInfo, parse_record
+from .schema import CommitRecord, DatasetInfo, FileHashes
 
 DATASET_FILE = "dataset.json"
 TARGET_DIRECTORY = "target"
 PARTS_DIRECTORY = "parts"
-COMMITS_DIRECTORY = "commits"
 REJECTS_DIRECTORY = "rejects"
 
 _TARGET_CONFIG = "config.json"
-_READS_AT_ONCE = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Catalogue:
-    """Every committed sequence, a row each, in the order of commit."""
-
-    ids: npt.NDArray[np.uint8]
-    """(S, 16)"""
-    unit: npt.NDArray[np.int64]
-    """(S,) number of the commit"""
-    offset: npt.NDArray[np.int64]
-    """(S,) first token within the part"""
-    length: npt.NDArray[np.int64]
-    """(S,) tokens"""
-    category: npt.NDArray[np.object_]
-    """(S,) str, empty where the data named none"""
-    source: npt.NDArray[np.object_]
-    """(S,) str, the file or data set the sequence was first seen in"""
-    row: npt.NDArray[np.int64]
-    """(S,) row within ``source``"""
-
-    def __len__(self) -> int:
-        return len(self.length)
-
-
-def catalogue(records: Mapping[int, CommitRecord]) -> Catalogue:
-    """Build the catalogue of some commit records, in the order of their units."""
-    ordered = [records[unit] for unit in sorted(records)]
-    columns = [record.sequences for record in ordered]
-    lengths = [np.asarray(column.lengths, np.int64) for column in columns]
-    identifiers = bytes.fromhex("".join("".join(column.ids) for column in columns))
-
-    def joined(name: str) -> list[object]:
-        return [value for column in columns for value in getattr(column, name)]
-
-    return Catalogue(
-        ids=np.frombuffer(identifiers, np.uint8).reshape(-1, SEQUENCE_ID_BYTES),
-        unit=np.repeat([record.unit for record in ordered], [len(part) for part in lengths]).astype(np.int64),
-        offset=np.concatenate([np.cumsum(part) - part for part in lengths] or [np.zeros(0, np.int64)]),
-        length=np.concatenate(lengths or [np.zeros(0, np.int64)]),
-        category=np.asarray(joined("categories"), object),
-        source=np.asarray(joined("sources"), object),
-        row=np.asarray(joined("rows"), np.int64),
-    )
+_TARGET_HASHES = "hashes.json"
 
 
 class FeatureStore:
     """A store on a local disk or on S3; ``refresh`` shows what others committed since."""
 
-    def __init__(self, place: Place, info: DatasetInfo) -> None:
+    def __init__(self, place: Place, info: DatasetInfo, *, tolerant: bool = False) -> None:
         self.place = place
         self.info = info
-        self.records: dict[int, CommitRecord] = {}
+        self.records = Commits(place, tolerant=tolerant)
+        """By unit."""
         self._kept = ExitStack()
         self._target_directory: Path | None = None
-        self.refresh()
 
     @classmethod
-    def open(cls, path: str | Path | Place) -> "FeatureStore":
-        """Open an existing store; raise StoreError if there is none."""
-        place = place_at(path) if isinstance(path, str | Path) else path
+    def open(
+        cls, path: str | Path | Place, *, tolerant: bool = False, cache_bytes: int | None = None
+    ) -> "FeatureStore":
+        """Open an existing store; raise StoreError if there is none.
+
+        ``tolerant`` leaves damaged commit records aside, in ``records.damaged``, instead of raising StoreCorruptError.
+        ``cache_bytes`` bounds the local copies of parts that are elsewhere.
+        """
+        place = place_at(path, cache_bytes) if isinstance(path, str | Path) else path
         try:
             content = place.read(DATASET_FILE)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -97,7 +52,9 @@ class FeatureStore:
                 f"{place.name_of('')}: no feature store here ({DATASET_FILE} is missing). "
                 "Make one with `specx extract --store`."
             ) from error
-        return cls(place, parse_record(DatasetInfo, content, place.name_of(DATASET_FILE)))
+        info = DatasetInfo.from_bytes(content, place.name_of(DATASET_FILE))
+        # The checksum is of the file, and no setting.
+        return cls(place, info.model_copy(update={"crc32c": 0}), tolerant=tolerant)
 
     @classmethod
     def create(cls, path: str | Path | Place, info: DatasetInfo) -> "FeatureStore":
@@ -114,7 +71,7 @@ class FeatureStore:
             if not all(name.startswith(TEMPORARY_PREFIX) for name in names):
                 raise StoreError(f"{place.name_of('')}: not empty and not a feature store. Choose another --store.")
             with place.write_errors():
-                place.publish(DATASET_FILE, info.model_dump_json(indent=2).encode())
+                place.publish(DATASET_FILE, info.sealed().to_bytes())
         store = cls.open(place)
         store.info.require_same(info, store.root)
         return store
@@ -139,46 +96,48 @@ class FeatureStore:
         if self._target_directory is None:
             if not self.has_target:
                 raise StoreError(f"{self.place.name_of(TARGET_DIRECTORY)}: missing. Rerun `specx extract`.")
-            self._target_directory = self._kept.enter_context(self.place.local_tree(TARGET_DIRECTORY))
+            path = self._kept.enter_context(self.place.local_tree(TARGET_DIRECTORY))
+            self.check_target(path)
+            self._target_directory = path
         return self._target_directory
 
-    def new_target(self) -> AbstractContextManager[Path]:
+    @contextmanager
+    def new_target(self) -> Iterator[Path]:
         """Give a directory to fill with the target's files; leaving the block normally makes it the store's."""
-        return self.place.new_tree(TARGET_DIRECTORY, last=_TARGET_CONFIG)
+        with self.place.new_tree(TARGET_DIRECTORY, last=_TARGET_CONFIG) as path:
+            yield path
+            (path / _TARGET_HASHES).write_bytes(FileHashes(files=_hashes(path)).sealed().to_bytes())
+
+    def check_target(self, path: Path) -> None:
+        """Raise StoreCorruptError unless the target's files at ``path`` are those that were put there."""
+        name = self.place.name_of(TARGET_DIRECTORY)
+        how_to_mend = f"Delete {name} and rerun `specx extract`: the target's files are copied again."
+        try:
+            hashes = FileHashes.from_bytes((path / _TARGET_HASHES).read_bytes(), f"{name}/{_TARGET_HASHES}")
+        except FileNotFoundError as error:
+            raise StoreCorruptError(f"{name}/{_TARGET_HASHES}: missing. {how_to_mend}") from error
+        found = _hashes(path)
+        for file, expected in hashes.files.items():
+            if found.get(file) != expected:
+                what = "was changed or damaged" if file in found else "is missing"
+                raise StoreCorruptError(f"{name}/{file}: {what}. {how_to_mend}")
 
     def refresh(self) -> None:
         """Read the commit records published since the last look."""
-        while fresh := [name for name in self._commit_names() if int(name[1:-5]) not in self.records]:
-            keys = [f"{COMMITS_DIRECTORY}/{name}" for name in fresh]
-            with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-                contents = list(pool.map(self.place.read, keys))
-            for key, content in zip(keys, contents, strict=True):
-                path = self.place.name_of(key)
-                record = CommitRecord.from_bytes(content, path)
-                if self.commit_key(record.unit) != key:
-                    raise StoreCorruptError(
-                        f"{path}: the record says it is of unit {record.unit}. Delete it and rerun `specx extract`."
-                    )
-                self.records[record.unit] = record
-            # Again: a listing made while others publish may show a record and lack the one before it.
+        self.records.refresh()
 
-    def _commit_names(self) -> list[str]:
-        names = self.place.names(COMMITS_DIRECTORY)
-        return [name for name in names if name[:1] == "u" and name[1:-5].isdecimal() and name[-5:] == ".json"]
-
-    def record(self, unit: int) -> CommitRecord:
-        """Return the record of a unit; raise StoreError if it is not committed (any more)."""
+    def require(self, unit: int) -> None:
+        """Raise StoreError if a unit is not committed (any more)."""
         if unit not in self.records:
             raise StoreError(f"{self.commit_path(unit)}: missing. Rerun `specx extract`, or use another --out.")
-        return self.records[unit]
 
     def commit_key(self, unit: int) -> str:
         """Return the key of the record of a unit."""
-        return f"{COMMITS_DIRECTORY}/u{unit:06d}.json"
+        return commit_key(unit)
 
     def commit_path(self, unit: int) -> str:
         """Return where the record of a unit is or will be, as users are told it."""
-        return self.place.name_of(self.commit_key(unit))
+        return self.records.path(unit)
 
     def part_key(self, record: CommitRecord) -> str:
         """Return the key of the part a record names; raise StoreCorruptError if that is outside the store."""
@@ -193,6 +152,12 @@ class FeatureStore:
         """Give a local directory with the part a record names while the block runs; its path is the same each time."""
         return self.place.local_tree(self.part_key(record), {stored.key: stored.size for stored in record.objects})
 
-    def catalogue(self) -> Catalogue:
-        """Return every committed sequence."""
-        return catalogue(self.records)
+    def catalogue(self, units: Iterable[int] | None = None) -> Catalogue:
+        """Return every committed sequence, or those of some units."""
+        return self.records.catalogue(units)
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """Return the hash of every file of the target's directory but that of the hashes."""
+    files = [file for file in sorted(directory.rglob("*")) if file.is_file() and file.name != _TARGET_HASHES]
+    return {file.relative_to(directory).as_posix(): file_hash(file) for file in files}

@@ -1,12 +1,14 @@
 """What is in a store, for ``specx store info``."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
 
+from .hashing import find
 from .rejects import count_rejects
 from .store import FeatureStore
+from .views import load_views, view_names
 
 
 def summary(store: FeatureStore) -> dict[str, Any]:
@@ -30,10 +32,13 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "vocab_size": store.info.vocab_size,
         "top_k": store.info.top_k,
         "codec": store.info.codec,
+        "quantization_error": _quantization_error(store),
+        "last_hidden": store.info.last_hidden,
         "parts": len(store.records),
         "sequences": len(sequences),
         "tokens": tokens,
         "rejected": count_rejects(store),
+        "views": _views(store),
         "categories": dict(Counter(map(str, sequences.category)).most_common()),
         "sources": dict(Counter(map(str, sequences.source)).most_common()),
         "lengths": dict(zip(("min", "median", "p95", "max"), map(int, quantiles), strict=True)),
@@ -41,3 +46,29 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "bytes_per_token": round(total / tokens, 1) if tokens else 0.0,
         "bytes_by_array": dict(bytes_by_array.most_common()),
     }
+
+
+def _quantization_error(store: FeatureStore) -> dict[str, float]:
+    """Return the relative L2 error of each quantised array, over all parts by their tokens."""
+    squared: defaultdict[str, float] = defaultdict(float)
+    tokens: Counter[str] = Counter()
+    for record in store.records.values():
+        for name, error in record.quantization_error.items():
+            squared[name] += sum(record.sequences.lengths) * error**2
+            tokens[name] += sum(record.sequences.lengths)
+    return {name: round((squared[name] / tokens[name]) ** 0.5, 5) for name in sorted(tokens)}
+
+
+def _views(store: FeatureStore) -> dict[str, dict[str, int]]:
+    """Return sequences and tokens of each view, and how many of its sequences are not in the store."""
+    sequences = store.catalogue()
+    found: dict[str, dict[str, int]] = {}
+    for name in view_names(store):
+        rows = find(load_views(store, [name]).ids, sequences.ids)
+        there = rows[rows >= 0]
+        found[name] = {
+            "sequences": len(there),
+            "tokens": int(sequences.length[there].sum()),
+            "missing": len(rows) - len(there),
+        }
+    return found

@@ -1,18 +1,23 @@
-"""Reading every byte of a store against what was committed."""
+"""Reading every byte of a store against what was committed, and un-committing what is damaged."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import zarr
 
+from .commits import COMMITS_DIRECTORY, is_record
 from .errors import StoreCorruptError, StoreError
 from .files import file_hash, inside
 from .hashing import sequence_id
+from .index import INDEX_DIRECTORY, is_whole
 from .part import SEQUENCE_TABLE
 from .reader import PartReader, check_metadata, check_sizes
+from .rejects import check_rejects
 from .schema import CommitRecord
-from .store import COMMITS_DIRECTORY, PARTS_DIRECTORY, FeatureStore
+from .store import PARTS_DIRECTORY, TARGET_DIRECTORY, FeatureStore
+from .views import check_views
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,36 +25,37 @@ class Verification:
     """What ``store verify`` found."""
 
     sequences: int = 0
+    """In sound units, as are tokens and bytes."""
     tokens: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
     """A line each; empty for a sound store."""
+    damaged_units: dict[int, str] = field(default_factory=dict)
+    """Those of the problems that end when a unit is un-committed, and its sequences extracted again."""
     unreferenced: list[str] = field(default_factory=list)
     """Parts and temporary files that no record names: leftovers of killed runs, harmless."""
 
 
 def verify(store: FeatureStore) -> Verification:
-    """Check every record, file, checksum and sequence of a store."""
-    result = Verification()
+    """Check every record, file, checksum and sequence of a store, best of one that was opened ``tolerant``."""
+    result = Verification(damaged_units=dict(store.records.damaged))
     seen: dict[str, int] = {}
-    named = {record.part for record in store.records.values()}
-    for unit, record in sorted(store.records.items()):
+    named: set[str] = set()
+    for unit in sorted(store.records):
         try:
+            record = store.records[unit]
+            named.add(record.part)
             _verify_unit(store, record)
+            _require_new(store, record, seen)
         except StoreCorruptError as error:
-            result.problems.append(str(error))
+            result.damaged_units[unit] = str(error)
             continue
-        for identifier in record.sequences.ids:
-            if identifier in seen:
-                result.problems.append(
-                    f"{store.commit_path(unit)}: sequence {identifier} is committed twice, first in unit "
-                    f"{seen[identifier]}."
-                )
-            seen[identifier] = unit
+        seen |= dict.fromkeys(record.sequences.ids, unit)
         result.sequences += len(record.sequences.ids)
         result.tokens += sum(record.sequences.lengths)
         result.bytes += sum(stored.size for stored in record.objects)
-    for folder, is_published in ((PARTS_DIRECTORY, named.__contains__), (COMMITS_DIRECTORY, _is_record)):
+    result.problems = [*result.damaged_units.values(), *_problems_beside(store)]
+    for folder, is_published in ((PARTS_DIRECTORY, named.__contains__), (COMMITS_DIRECTORY, is_record)):
         result.unreferenced += [f"{folder}/{name}" for name in store.place.names(folder) if not is_published(name)]
     return result
 
@@ -61,8 +67,39 @@ def require_sound(store: FeatureStore, result: Verification) -> None:
         raise StoreError(f"{store.root}: {len(result.problems)} damaged: {result.problems[0]}{more}")
 
 
-def _is_record(name: str) -> bool:
-    return name.startswith("u") and name.endswith(".json")
+def drop_damaged(store: FeatureStore, result: Verification) -> None:
+    """Un-commit the damaged units, and take them out of the problems.
+
+    Their sequences are no longer in the store, and `specx extract` adds them again.
+    """
+    for unit, problem in result.damaged_units.items():
+        store.records.drop(unit)
+        result.problems.remove(problem)
+
+
+def _require_new(store: FeatureStore, record: CommitRecord, seen: dict[str, int]) -> None:
+    for identifier in record.sequences.ids:
+        if identifier in seen:
+            raise StoreCorruptError(
+                f"{store.commit_path(record.unit)}: sequence {identifier} is committed twice, first in unit "
+                f"{seen[identifier]}."
+            )
+
+
+def _problems_beside(store: FeatureStore) -> Iterator[str]:
+    """Yield what is wrong with the files that no commit names."""
+    if store.place.names(TARGET_DIRECTORY):
+        try:
+            with store.place.local_tree(TARGET_DIRECTORY) as path:
+                store.check_target(path)
+        except StoreCorruptError as error:
+            yield str(error)
+    yield from check_views(store)
+    yield from check_rejects(store)
+    for file in store.place.names(INDEX_DIRECTORY):
+        if not is_whole(store.place, file):
+            name = store.place.name_of(f"{INDEX_DIRECTORY}/{file}")
+            yield f"{name}: damaged. It is a cache and is not used; delete it."
 
 
 def _verify_unit(store: FeatureStore, record: CommitRecord) -> None:

@@ -6,9 +6,9 @@ number looks again, drops what the winner already has, and takes the next.
 """
 
 import os
+import shutil
 import socket
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,20 +17,12 @@ from typing import Self
 import numpy as np
 
 from .. import __version__
-from .hashing import sequence_id
-from .part import PartWriter
+from .files import inside
+from .hashing import names_of, sequence_id
+from .part import AdoptedPart, PartWriter
 from .reader import PartReader
-from .schema import CommitRecord, Reject, SequenceColumns, SequenceFeatures, StoredObject
+from .schema import CommitRecord, Origin, Reject, SequenceColumns, SequenceFeatures, StoredObject
 from .store import PARTS_DIRECTORY, FeatureStore
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
-    """Where a sequence came from."""
-
-    source: str
-    row: int
-    category: str = ""
 
 
 class FeatureWriter:
@@ -48,7 +40,7 @@ class FeatureWriter:
         self._known: set[bytes] = set()
         self._seen_units: set[int] = set()
         self._learn_commits()
-        self._part: PartWriter | None = None
+        self._part: PartWriter | AdoptedPart | None = None
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
         self._origins: list[Origin] = []
@@ -81,6 +73,7 @@ class FeatureWriter:
         with self._place.write_errors():
             if self._part is None:
                 self._part = PartWriter(self._fresh_part(), self._store.info)
+            assert isinstance(self._part, PartWriter), "an adopted part is committed at once"
             self._part.append(features)
         self._known.add(identifier)
         self._ids.append(identifier)
@@ -88,6 +81,27 @@ class FeatureWriter:
         self._origins.append(origin)
         if self._part.tokens >= self._tokens_per_part:
             self.commit()
+
+    def adopt(self, record: CommitRecord, path: Path, origins: list[Origin], *, link: bool) -> None:
+        """Commit a whole part of another store, at ``path``, in a unit of its own; none of it may be here already.
+
+        Its files are copied, or linked where that is possible. Raises OSError where they cannot be linked.
+        """
+        self.commit()
+        with self._place.write_errors():
+            copy = self._fresh_part()
+            self._part = AdoptedPart(copy, record)
+            for stored in record.objects:
+                file = inside(copy, stored.key)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if link:
+                    os.link(inside(path, stored.key), file)
+                else:
+                    shutil.copyfile(inside(path, stored.key), file)
+        self._ids = [bytes.fromhex(each) for each in record.sequences.ids]
+        self._known.update(self._ids)
+        self._lengths, self._origins = list(record.sequences.lengths), origins
+        self.commit()
 
     def reject(self, reject: Reject) -> None:
         """Note a row that gave no sequence in the record of the unit in progress."""
@@ -116,7 +130,7 @@ class FeatureWriter:
                     self._publish(part, objects)
         self._ids, self._lengths, self._origins, self._rejected = [], [], [], []
 
-    def _publish(self, part: PartWriter, objects: tuple[StoredObject, ...]) -> None:
+    def _publish(self, part: PartWriter | AdoptedPart, objects: tuple[StoredObject, ...]) -> None:
         """Commit the part in progress, or leave it as it is if another writer took its number."""
         record = self._record(part, objects)
         # From here on the part may be visible, and whatever happens must not remove it.
@@ -129,14 +143,14 @@ class FeatureWriter:
         if not is_ours:
             self._part = part
             return
-        self._store.records[record.unit] = record
+        self._store.records.add(record)
         self._seen_units.add(record.unit)
         self.committed_sequences += len(self._ids)
         self._untaken += self._ids
         self.committed_tokens += part.tokens
         self._place.release_tree(_key(part))
 
-    def _record(self, part: PartWriter, objects: tuple[StoredObject, ...]) -> CommitRecord:
+    def _record(self, part: PartWriter | AdoptedPart, objects: tuple[StoredObject, ...]) -> CommitRecord:
         return CommitRecord(
             unit=self._next_unit(),
             part=part.path.name,
@@ -149,6 +163,7 @@ class FeatureWriter:
             ),
             rejected=tuple(self._rejected),
             objects=objects,
+            quantization_error=part.quantization_error,
             writer=f"specx {__version__} {socket.gethostname()}:{os.getpid()}",
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         ).sealed()
@@ -157,7 +172,7 @@ class FeatureWriter:
         """Take note of what was committed since the last look, and return its sequences."""
         self._store.refresh()
         fresh = self._store.records.keys() - self._seen_units
-        identifiers = {bytes.fromhex(i) for unit in fresh for i in self._store.records[unit].sequences.ids}
+        identifiers = set(names_of(self._store.catalogue(fresh).ids))
         self._seen_units |= fresh
         self._known |= identifiers
         return identifiers
@@ -167,10 +182,10 @@ class FeatureWriter:
         assert self._part is not None
         old, ends = self._part, np.cumsum(self._lengths).tolist()
         reader = PartReader(old.path, self._store.info, old.tokens)
-        self._part = PartWriter(self._fresh_part(), self._store.info) if kept else None
+        self._part = fewer = PartWriter(self._fresh_part(), self._store.info) if kept else None
         for i in kept:
-            assert self._part is not None
-            self._part.append(reader.features(ends[i] - self._lengths[i], ends[i]))
+            assert fewer is not None
+            fewer.append(reader.features(ends[i] - self._lengths[i], ends[i]))
         self._place.delete_tree(_key(old))
         self._ids = [self._ids[i] for i in kept]
         self._lengths = [self._lengths[i] for i in kept]
@@ -190,5 +205,5 @@ class FeatureWriter:
         return self._place.begin_tree(f"{PARTS_DIRECTORY}/{name}")
 
 
-def _key(part: PartWriter) -> str:
+def _key(part: PartWriter | AdoptedPart) -> str:
     return f"{PARTS_DIRECTORY}/{part.path.name}"

@@ -1,17 +1,41 @@
 """From data to a trained draft with the store on S3, over a network that loses 5 % of what is written."""
 
 import gc
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
+from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
+from specx.train.batch import Batch
 from specx.train.config import TrainConfig
+from specx.train.data import FeatureData
 from specx.train.pipeline import run as train
+
+
+def assert_same_batches(local: FeatureStore, remote: str) -> None:
+    """The first 50 batches are the same to the bit, with room for three parts on the local disk."""
+    part_bytes = max(sum(one.size for one in record.objects) for record in local.records.values())
+    opened = FeatureStore.open(remote, cache_bytes=3 * part_bytes)
+    assert len(opened.records) > 3
+    config = TrainConfig(store="", out="", epochs=30, batch_tokens=512, shuffle_parts=2, holdout_fraction=0.0)
+    loaders = [
+        FeatureData(config, FeatureReader(store), store.info.boundaries).train_dataloader() for store in (local, opened)
+    ]
+    batches = list(itertools.islice(zip(*loaders, strict=True), 50))
+    assert len(batches) == 50
+    for one, other in batches:
+        for name in Batch.__slots__:
+            found, expected = getattr(other, name), getattr(one, name)
+            assert (found is None) == (expected is None), name
+            if expected is not None:
+                assert torch.equal(*(each.contiguous().view(torch.uint8) for each in (found, expected))), name
 
 
 def test_a_draft_is_trained_from_a_store_on_s3_that_equals_the_local_one(
@@ -47,6 +71,7 @@ def test_a_draft_is_trained_from_a_store_on_s3_that_equals_the_local_one(
         for store, out in ((local, "local"), (remote, "remote"))
     ]
     assert summaries[0].loss == summaries[1].loss
+    assert_same_batches(local, f"{s3}/store")
     del remote
     gc.collect()
     assert [path for path in (tmp_path / "temporary").iterdir() if path.name.startswith("specx-")] == []

@@ -35,17 +35,22 @@ class Batch:
     """(B, T) int64; within the sequence"""
     aux_hidden: torch.Tensor
     """(B, T, L, H) bfloat16, boundaries ascending"""
-    last_hidden: torch.Tensor
-    """(B, T, H) bfloat16, after the target's final norm"""
     argmax: torch.Tensor
     """(B, T) int64; the target's own next token"""
     lse: torch.Tensor
     """(B, T) float32; log-sum-exp of the target's logits over its full vocabulary"""
+    last_hidden: torch.Tensor | None = None
+    """(B, T, H) bfloat16, after the target's final norm; None where the store has none"""
+    topk_ids: torch.Tensor | None = None
+    """(B, T, K) int64, by falling logit; None where the last hidden states give all logits"""
+    topk_logprob: torch.Tensor | None = None
+    """(B, T, K) float16, over the target's full vocabulary; None as ``topk_ids``"""
 
     def to(self, device: torch.device) -> Self:
         """Copy every tensor to a device."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        return type(self)(**moved)
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return type(self)(**{name: tensor.to(device, non_blocking=True) for name, tensor in there.items()})
 
     @property
     def num_tokens(self) -> int:
@@ -59,20 +64,19 @@ def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int
     ``lengths`` says how many tokens of each sequence to read, ``columns`` which of the store's boundaries.
     Raises StoreCorruptError where a byte differs from what was committed.
     """
-    H = reader.store.info.hidden_size
+    info = reader.store.info
+    H, K = info.hidden_size, info.top_k
     B, T = len(plan), max(sum(lengths[sequence] for sequence in row) for row in plan)
     input_ids, argmax = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
     loss_mask, lse = np.zeros((B, T), np.uint8), np.zeros((B, T), np.float32)
     documents, positions = np.full((B, T), PADDING, np.int64), np.zeros((B, T), np.int64)
-    aux_hidden = np.zeros((B, T, len(columns), H), np.uint16)
-    last_hidden = np.zeros((B, T, H), np.uint16)
-    plain: dict[str, Array] = {
-        "input_ids": input_ids,
-        "loss_mask": loss_mask,
-        "lse": lse,
-        "argmax": argmax,
-        "last_hidden": last_hidden,
-    }
+    # A boundary is read at once: its rows must lie together, or every chunk is copied once more.
+    aux_hidden = np.zeros((len(columns), B, T, H), np.uint16)
+    plain: dict[str, Array] = {"input_ids": input_ids, "loss_mask": loss_mask, "lse": lse, "argmax": argmax}
+    if info.last_hidden:
+        plain["last_hidden"] = np.zeros((B, T, H), np.uint16)
+    else:
+        plain["topk_ids"], plain["topk_logprob"] = np.zeros((B, T, K), np.uint32), np.zeros((B, T, K), np.float16)
     for b, row in enumerate(plan):
         start = 0
         for document, sequence in enumerate(row):
@@ -80,7 +84,7 @@ def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int
             for name, array in plain.items():
                 reader.read(sequence, name, array[b, span])
             for i, column in enumerate(columns):
-                reader.read(sequence, "aux_hidden", aux_hidden[b, span, i], column)
+                reader.read(sequence, "aux_hidden", aux_hidden[i, b, span], column)
             documents[b, span] = document
             positions[b, span] = np.arange(lengths[sequence])
             start = span.stop
@@ -89,8 +93,10 @@ def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int
         loss_mask=torch.from_numpy(loss_mask).bool(),
         documents=torch.from_numpy(documents),
         positions=torch.from_numpy(positions),
-        aux_hidden=torch.from_numpy(aux_hidden).view(torch.bfloat16),
-        last_hidden=torch.from_numpy(last_hidden).view(torch.bfloat16),
+        aux_hidden=torch.from_numpy(aux_hidden).view(torch.bfloat16).permute(1, 2, 0, 3),
+        last_hidden=torch.from_numpy(plain["last_hidden"]).view(torch.bfloat16) if info.last_hidden else None,
         argmax=torch.from_numpy(argmax).long(),
         lse=torch.from_numpy(lse),
+        topk_ids=None if info.last_hidden else torch.from_numpy(plain["topk_ids"].view(np.int32)).long(),
+        topk_logprob=None if info.last_hidden else torch.from_numpy(plain["topk_logprob"]),
     )

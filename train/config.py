@@ -14,6 +14,8 @@ class TrainConfig(RunConfig):
     """Feature store to train from."""
     out: str
     """Directory of the run: checkpoints, logs, result. Rerunning into it resumes."""
+    view: tuple[str, ...] = ()
+    """Names of views, or Parquet files like one: their sequences only, with their masks. Empty: all of the store."""
     boundaries: tuple[int, ...] | None = None
     """Boundaries the draft reads, of those in the store; None is all of them."""
 
@@ -52,6 +54,11 @@ class TrainConfig(RunConfig):
     """AdamW's."""
     gradient_clip: float = Field(default=0.5, gt=0)
     """Largest global gradient norm."""
+
+    shuffle_parts: int | None = Field(default=256, ge=1)
+    """Parts of the store whose sequences are mixed at a time; from S3 so many are on the local disk. None is all."""
+    cache_bytes: int | None = Field(default=None, ge=1)
+    """Room for parts fetched from S3; None is what the disk at ``TMPDIR`` spares."""
 
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto is bf16-mixed on CUDA and 32-true elsewhere."""

@@ -14,7 +14,7 @@ from ..storage.reader import FeatureReader
 from .config import TrainConfig
 from .errors import TrainError
 from .loader import BatchLoader
-from .packing import BatchPlan, BatchShape, batch_shape, plan_epoch
+from .packing import BatchPlan, BatchShape, batch_shape, of_rank, plan_epoch, shuffled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,31 +47,46 @@ class FeatureData(LightningDataModule):
             lengths = np.minimum(lengths, config.max_length)
         self._lengths = dict(enumerate(lengths.tolist()))
         shape = batch_shape(lengths[np.concatenate((self.split.train, self.split.holdout))], config.batch_tokens)
-        self.plans = _run_plans(config, lengths, self.split.train, shape)
-        self._holdout_plans = _named(plan_epoch(lengths[self.split.holdout], shape, 0, 0), self.split.holdout)
+        self.plans = _run_plans(config, lengths, reader.catalogue.unit, self.split.train, shape)
+        """Of all processes together."""
+        held_out = lengths[self.split.holdout]
+        # In the order of the store, so that each part is fetched once.
+        self._holdout_plans = _named(plan_epoch(held_out, shape, np.arange(len(held_out))), self.split.holdout)
         self.loader: BatchLoader | None = None
 
     def train_dataloader(self) -> BatchLoader:
-        """Return the run's batches."""
-        self.loader = BatchLoader(self.reader, self.plans, lengths=self._lengths, columns=self._columns)
+        """Return this process's share of the run's batches."""
+        self.loader = self._loader(self.plans)
         return self.loader
 
     def val_dataloader(self) -> BatchLoader:
-        """Return the held-out batches, the same every time."""
-        return BatchLoader(self.reader, self._holdout_plans, lengths=self._lengths, columns=self._columns)
+        """Return this process's share of the held-out batches, the same every time."""
+        return self._loader(self._holdout_plans)
+
+    def _loader(self, plans: list[BatchPlan]) -> BatchLoader:
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1:
+            plans = of_rank(plans, trainer.global_rank, trainer.world_size)
+        return BatchLoader(self.reader, plans, lengths=self._lengths, columns=self._columns)
 
 
 def _run_plans(
-    config: TrainConfig, lengths: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64], shape: BatchShape
+    config: TrainConfig,
+    lengths: npt.NDArray[np.int64],
+    units: npt.NDArray[np.int64],
+    sequences: npt.NDArray[np.int64],
+    shape: BatchShape,
 ) -> list[BatchPlan]:
     plans: list[BatchPlan] = []
     epoch = 0
     while len(plans) < config.max_steps if config.max_steps else epoch < config.epochs:
-        plans += _named(plan_epoch(lengths[sequences], shape, config.seed, epoch), sequences)
+        order = shuffled(units[sequences], config.shuffle_parts, config.seed, epoch)
+        plans += _named(plan_epoch(lengths[sequences], shape, order), sequences)
         epoch += 1
     return plans[: config.max_steps]
 
 
 def _named(plans: list[BatchPlan], sequences: npt.NDArray[np.int64]) -> list[BatchPlan]:
     """Replace positions in ``sequences`` by the sequence numbers there."""
-    return [[[int(sequences[index]) for index in row] for row in plan] for plan in plans]
+    numbers: list[int] = sequences.tolist()
+    return [[[numbers[index] for index in row] for row in plan] for plan in plans]

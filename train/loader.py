@@ -4,16 +4,21 @@ Worker processes lose more to copies than they gain, and nothing may fork once a
 store was read; so it is a thread, and the batches are built in place.
 """
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from ..storage.reader import FeatureReader
 from .batch import Batch, read_batch
 from .packing import BatchPlan
 
 _READY_BATCHES = 2
+_STAGED_BATCHES = 64
+"""Batches whose parts are fetched ahead, where they are not on a local disk."""
+_STAGING_THREADS = 2
 
 
 class BatchLoader:
@@ -78,13 +83,22 @@ class BatchLoader:
     def _produce(
         self, plans: Sequence[BatchPlan], ready: "queue.Queue[Batch | BaseException]", stopped: threading.Event
     ) -> None:
+        staged = ThreadPoolExecutor(_STAGING_THREADS, thread_name_prefix="part staging")
         try:
+            # What goes wrong here goes wrong again where the batch is read.
+            ahead = iter(plans if self._reader.store.place.is_remote else ())
+            for plan in itertools.islice(ahead, _STAGED_BATCHES):
+                staged.submit(self._reader.stage, itertools.chain.from_iterable(plan))
             for plan in plans:
                 if stopped.is_set():
                     return
+                for later in itertools.islice(ahead, 1):
+                    staged.submit(self._reader.stage, itertools.chain.from_iterable(later))
                 ready.put(read_batch(self._reader, plan, self._lengths, self._columns))
         except BaseException as error:  # raised again where the batch is asked for
             ready.put(error)
+        finally:
+            staged.shutdown(cancel_futures=True)
 
 
 def _drain(ready: "queue.Queue[Batch | BaseException]") -> None:

@@ -35,6 +35,11 @@ class Vocabulary(nn.Module):
         """Map draft ids to target ids, any shape."""
         return draft_ids + self.d2t[draft_ids]
 
+    def draft_ids(self, target_ids: torch.Tensor) -> torch.Tensor:
+        """Map target ids to draft ids, any shape; what is not in the draft vocabulary becomes Vd, one too large."""
+        rank = self.t2d.cumsum(0) - 1  # ids of both vocabularies ascend alike
+        return torch.where(self.t2d[target_ids], rank[target_ids], len(self.d2t))
+
 
 @dataclass(kw_only=True, slots=True)
 class StepCounts:
@@ -100,20 +105,22 @@ def evaluate_steps(
         seen = t + step + 1
         best = batch.argmax[row, seen]
         logits = lm_head(normed[row, t]).float()  # (R, Vd)
+        if batch.last_hidden is not None:
+            cross_entropy, overlap = _exact_loss(logits, batch.last_hidden[row, seen], batch.lse[row, seen], vocabulary)
+        else:
+            assert batch.topk_ids is not None
+            assert batch.topk_logprob is not None
+            cross_entropy, overlap = _topk_loss(
+                logits, vocabulary.draft_ids(batch.topk_ids[row, seen]), batch.topk_logprob[row, seen].float()
+            )
         with torch.no_grad():
-            head = vocabulary.target_head
-            target_logits = F.linear(batch.last_hidden[row, seen].to(head.dtype), head).float()
-            p = target_logits.softmax(-1)
             proposed = vocabulary.target_ids(logits.argmax(-1))
             greedy, text = proposed == best, proposed == batch.input_ids[row, seen + 1]
-            p_full = (target_logits - batch.lse[row, seen, None]).exp()
-            overlap = torch.minimum(p_full, logits.softmax(-1)).sum()
             greedy_so_far, text_so_far = (
                 _prefix(greedy_so_far, row, t, greedy),
                 _prefix(text_so_far, row, t, text),
             )
         has_label = vocabulary.t2d[best]
-        cross_entropy = logits.logsumexp(-1) - (p * logits).sum(-1)  # (R,)
         counts.append(
             StepCounts(
                 anchors=torch.tensor(float(len(t)), device=t.device),
@@ -127,6 +134,49 @@ def evaluate_steps(
             )
         )
     return counts
+
+
+def _exact_loss(
+    logits: torch.Tensor, last_hidden: torch.Tensor, lse: torch.Tensor, vocabulary: Vocabulary
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross-entropy (R,) of draft logits (R, Vd), and the sum of min(p, q) over all rows.
+
+    The target's logits over the draft vocabulary come from its last hidden states (R, H); ``lse`` (R,) is theirs
+    over its full vocabulary.
+    """
+    with torch.no_grad():
+        head = vocabulary.target_head
+        target_logits = F.linear(last_hidden.to(head.dtype), head).float()
+        p = target_logits.softmax(-1)
+        p_full = (target_logits - lse[:, None]).exp()
+        overlap = torch.minimum(p_full, logits.softmax(-1)).sum()
+    return logits.logsumexp(-1) - (p * logits).sum(-1), overlap
+
+
+def _topk_loss(logits: torch.Tensor, ids: torch.Tensor, logprob: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same where only the target's top-K is known: ``ids`` and ``logprob`` (R, K), ids as of ``draft_ids``.
+
+    L = -Σ p_i log q_i - r log q_tail: the mass r beyond the top-K is one bucket, and so is what the draft gives all
+    its tokens but these. Top-K tokens outside the draft vocabulary are dropped and the rest renormalised; the
+    bucket is taken as inside. The overlap leaves the bucket out, as which of its tokens agree is not known.
+    """
+    Vd = logits.shape[1]
+    is_known = ids < Vd
+    with torch.no_grad():
+        p_full = logprob.exp()
+        tail = (1 - p_full.sum(-1)).clamp(min=0)
+        p = torch.where(is_known, p_full, 0)
+        total = (p.sum(-1) + tail).clamp(min=torch.finfo(p.dtype).tiny)
+    log_q = logits.log_softmax(-1)
+    # A column more, for ids that the draft cannot propose. 1 - Σ q over the top-K would cancel: the others are summed.
+    is_tail = torch.ones(len(logits), Vd + 1, dtype=torch.bool, device=logits.device).scatter(1, ids, False)[:, :Vd]
+    log_q_tail = log_q.masked_fill(~is_tail, torch.finfo(log_q.dtype).min).logsumexp(-1)
+    # Where the top-K holds the whole draft vocabulary there is no bucket.
+    tail_term = torch.where(is_tail.any(-1), tail * log_q_tail, 0)
+    chosen = log_q.gather(1, ids.clamp(max=Vd - 1))
+    cross_entropy = -((p * chosen).sum(-1) + tail_term) / total
+    overlap = torch.minimum(p, chosen.detach().exp()).sum()
+    return cross_entropy, overlap
 
 
 def _prefix(so_far: torch.Tensor, row: torch.Tensor, t: torch.Tensor, hits: torch.Tensor) -> torch.Tensor:

@@ -32,27 +32,49 @@ def batch_shape(lengths: npt.NDArray[np.int64], batch_tokens: int) -> BatchShape
     return BatchShape(rows=max(1, batch_tokens // row_tokens), row_tokens=row_tokens)
 
 
-def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, seed: int, epoch: int) -> list[BatchPlan]:
-    """Order the sequences at random and fill batch after batch, each sequence in the first row with room.
+def shuffled(parts: npt.NDArray[np.int64], window: int | None, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the order of an epoch: positions of sequences, given the part that each is in (S,).
+
+    Parts come in random order, and their sequences at random among those of the next ``window`` parts: no more
+    have to be at hand at a time, and new ones come at an even pace. None, or as many as there are, is any order.
+    """
+    random = np.random.default_rng((seed, epoch))
+    names, number = np.unique(parts, return_inverse=True)
+    if window is None or window >= len(names):
+        return random.permutation(len(parts))
+    return np.argsort(random.permutation(len(names))[number] + window * random.random(len(parts)))
+
+
+def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, order: npt.NDArray[np.int64]) -> list[BatchPlan]:
+    """Fill batch after batch in an order of the sequences, each in the first row with room.
 
     What does not fit the open batch waits for the next one, which it opens; a batch is closed once
     a few in a row did not fit.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+    tokens: list[int] = lengths.tolist()
+    shortest = min(tokens, default=0)
     upcoming = deque(order.tolist())
     batches: list[BatchPlan] = []
     while upcoming:
         rows: BatchPlan = [[] for _ in range(shape.rows)]
-        free = [shape.row_tokens] * shape.rows
+        # Room by row. A full row is not looked at again, or many rows of few sequences would take for ever.
+        free = dict.fromkeys(range(shape.rows), shape.row_tokens)
         waiting: list[int] = []
-        while upcoming and len(waiting) < _MISSES:
+        while upcoming and free and len(waiting) < _MISSES:
             index = upcoming.popleft()
-            row = next((i for i, room in enumerate(free) if room >= lengths[index]), None)
+            row = next((i for i, room in free.items() if room >= tokens[index]), None)
             if row is None:
                 waiting.append(index)
-            else:
-                rows[row].append(index)
-                free[row] -= int(lengths[index])
+                continue
+            rows[row].append(index)
+            free[row] -= tokens[index]
+            if free[row] < shortest:
+                del free[row]
         upcoming.extendleft(reversed(waiting))
         batches.append([row for row in rows if row])
     return batches
+
+
+def of_rank(plans: list[BatchPlan], rank: int, world_size: int) -> list[BatchPlan]:
+    """Return the batches of one of several processes: disjoint, and as many for each; what is over is left out."""
+    return plans[: len(plans) - len(plans) % world_size][rank::world_size]

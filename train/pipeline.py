@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from ..storage.files import disk_errors
 from ..storage.reader import FeatureReader
 from ..storage.store import FeatureStore
+from ..storage.views import files_of_views, read_view
 from .callbacks import ProgressLines, StopOnInterrupt
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -53,25 +54,38 @@ class TrainSummary:
 def run(config: TrainConfig) -> TrainSummary:
     """Train, or resume, or return the summary of a run that is complete. Raises SpecxError."""
     directory = RunDirectory(config.out)
-    store = FeatureStore.open(config.store)
+    store = FeatureStore.open(config.store, cache_bytes=config.cache_bytes)
     settings, target = run_settings(config), store.info.target.model_dump()
     if directory.is_begun:
         directory.require_same(settings, target)
         if directory.result.exists():
             _log.info("%s: the run is complete", directory.path)
             return TrainSummary(**json.loads(directory.result.read_text()))
-        reader = FeatureReader(store, directory.record().units)
+        record = directory.record()
+        reader = _reader(store, record.units, record.view_files)
         data = FeatureData(config, reader, directory.spec().boundaries)
     else:
-        reader = FeatureReader(store)
+        view_files = tuple(files_of_views(store, config.view))
+        reader = _reader(store, tuple(store.records), view_files)
         spec = draft_spec(config, store.target_directory, store.info.boundaries)
         data = FeatureData(config, reader, spec.boundaries)
         vocabulary = draft_vocabulary(token_counts(reader, data.split.train), spec.draft_vocab_size)
-        directory.begin(RunRecord(settings=settings, target=target, units=tuple(store.records)), spec, vocabulary)
+        record = RunRecord(settings=settings, target=target, units=tuple(store.records), view_files=view_files)
+        directory.begin(record, spec, vocabulary)
     with disk_errors(directory.path):
         summary = _fit(config, directory, store, data)
         directory.finish(dataclasses.asdict(summary))
     return summary
+
+
+def _reader(store: FeatureStore, units: tuple[int, ...], view_files: tuple[str, ...]) -> FeatureReader:
+    if not view_files:
+        return FeatureReader(store, units)
+    view = read_view(store, view_files)
+    reader = FeatureReader(store, units, view)
+    if missing := len(view) - len(reader.catalogue):
+        _log.info("%s: %d of the view's %d sequences are not in the store", store.root, missing, len(view))
+    return reader
 
 
 def _fit(config: TrainConfig, directory: RunDirectory, store: FeatureStore, data: FeatureData) -> TrainSummary:

@@ -31,9 +31,11 @@ class RunRecord(Record):
     """Identity of the store's target."""
     units: tuple[int, ...]
     """Units of the store at the first start; later ones are not this run's."""
+    view_files: tuple[str, ...] = ()
+    """Files of the views at the first start, likewise."""
 
 
-_FREE_SETTINGS = {"out", "store", "checkpoint_every", "validate_every", "log_every"}
+_FREE_SETTINGS = {"out", "store", "cache_bytes", "checkpoint_every", "validate_every", "log_every"}
 
 
 class RunDirectory:

@@ -12,12 +12,8 @@ from ..storage.reader import FeatureReader
 def token_counts(reader: FeatureReader, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Count the supervised tokens of some sequences of a store; (V,) int64."""
     counts = np.zeros(reader.store.info.vocab_size, np.int64)
-    for sequence in sequences:
-        length = int(reader.catalogue.length[sequence])
-        input_ids, loss_mask = np.empty(length, np.int32), np.empty(length, np.uint8)
-        reader.read(sequence, "input_ids", input_ids)
-        reader.read(sequence, "loss_mask", loss_mask)
-        counts += np.bincount(input_ids[loss_mask == 1], minlength=len(counts))
+    for input_ids in reader.supervised_tokens(sequences):
+        counts += np.bincount(input_ids, minlength=len(counts))
     return counts
 
 

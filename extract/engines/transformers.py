@@ -43,8 +43,7 @@ class TransformersEngine:
             torch.stack([output.hidden_states[b][0] for b in self._info.boundaries], dim=1),  # (T, L, H)
             output.last_hidden_state[0],
             self._lm_head,
-            vocab_size=self._info.vocab_size,
-            top_k=self._info.top_k,
+            info=self._info,
         )
         assert outputs is not None, "one process holds the whole head"
         self._sink.put(sample, OnCpu(outputs.cpu()))

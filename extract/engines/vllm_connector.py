@@ -34,9 +34,9 @@ from vllm.v1.kv_cache_interface import HiddenStateCacheSpec, KVCacheConfig, Unif
 
 from ... import SpecxError
 from ...storage.hashing import sequence_id
-from ...storage.schema import DatasetInfo, Reject
+from ...storage.schema import DatasetInfo, Origin, Reject
 from ...storage.store import FeatureStore
-from ...storage.writer import FeatureWriter, Origin
+from ...storage.writer import FeatureWriter
 from ..outputs import Outputs, reduce_outputs
 from ..samples import Sample
 from ..sink import Sink
@@ -198,8 +198,7 @@ class Extractor:
                 rows[:, :-1],
                 self._norm(rows[:, -1].contiguous()),
                 self._head,
-                vocab_size=self._info.vocab_size,
-                top_k=self._info.top_k,
+                info=self._info,
             )
             if outputs is not None and self.sink is not None:
                 arriving.add(outputs)

@@ -74,7 +74,10 @@ def plain_prefill(target: Path, count: int, workspace: Path) -> dict[str, float]
     requests = [{"prompt_token_ids": ids} for ids in prompts(count)]
     started = time.perf_counter()
     llm.generate(requests, sampling, use_tqdm=False)
-    return {"seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    # Its processes are no daemons: this one would wait for them.
+    llm.llm_engine.engine_core.shutdown()
+    return {"seconds": seconds}
 
 
 def extract(engine_name: str, target: Path, count: int, workspace: Path) -> dict[str, float]:
@@ -84,8 +87,8 @@ def extract(engine_name: str, target: Path, count: int, workspace: Path) -> dict
     from specx.extract.pipeline import dataset_info
     from specx.extract.samples import Sample
     from specx.extract.target import open_target
+    from specx.storage.schema import Origin
     from specx.storage.store import FeatureStore
-    from specx.storage.writer import Origin
 
     with tempfile.TemporaryDirectory(dir=workspace) as folder:
         config = ExtractConfig(

@@ -19,9 +19,10 @@ from specx.extract.plan import PlanConfig, PlanError, RunEstimate, expect, free_
 from specx.extract.samples import DataError, Sample, SampleReader
 from specx.extract.target import TargetError, open_target
 from specx.storage.reader import FeatureReader
+from specx.storage.schema import Origin
 from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
-from specx.storage.writer import FeatureWriter, Origin
+from specx.storage.writer import FeatureWriter
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 

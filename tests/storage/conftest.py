@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specx.storage.schema import DatasetInfo, SequenceFeatures, TargetIdentity
+from specx.storage.schema import DatasetInfo, Origin, SequenceFeatures, TargetIdentity
 from specx.storage.store import FeatureStore
-from specx.storage.writer import FeatureWriter, Origin
+from specx.storage.writer import FeatureWriter
 
 INFO = DatasetInfo(
     target=TargetIdentity(architecture="MadeUpForCausalLM", config_hash="a" * 64, weights_hash="b" * 64),

@@ -9,9 +9,9 @@ import pytest
 
 from specx.storage.errors import StoreCorruptError, StoreError
 from specx.storage.reader import FeatureReader, check_metadata, check_sizes
-from specx.storage.schema import DatasetInfo, SequenceFeatures, array_specs
+from specx.storage.schema import DatasetInfo, Origin, SequenceFeatures, array_specs
 from specx.storage.store import FeatureStore
-from specx.storage.writer import FeatureWriter, Origin
+from specx.storage.writer import FeatureWriter
 
 Fill = Callable[..., FeatureStore]
 AssertSame = Callable[[SequenceFeatures, SequenceFeatures], None]

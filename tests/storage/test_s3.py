@@ -20,11 +20,11 @@ from specx.storage.reader import FeatureReader
 from specx.storage.rejects import RejectLog, read_rejects
 from specx.storage.retry import Retry
 from specx.storage.s3 import S3Place
-from specx.storage.schema import DatasetInfo, Reject, SequenceFeatures
+from specx.storage.schema import DatasetInfo, Origin, Reject, SequenceFeatures
 from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
 from specx.storage.verify import verify
-from specx.storage.writer import FeatureWriter, Origin
+from specx.storage.writer import FeatureWriter
 
 Fill = Callable[..., FeatureStore]
 Sequence = Callable[[int], SequenceFeatures]

@@ -72,7 +72,7 @@ def test_a_record_cut_short_anywhere_is_refused(record: CommitRecord) -> None:
 
 
 def test_a_record_of_another_unit_number_is_told_by_its_checksum(record: CommitRecord) -> None:
-    with pytest.raises(StoreCorruptError, match="Delete the record and rerun"):
+    with pytest.raises(StoreCorruptError, match="changed or damaged; `specx store verify`"):
         CommitRecord.from_bytes(changed(record, unit=4), PATH)
 
 

@@ -10,9 +10,8 @@ import pytest
 
 from specx.storage.errors import StoreCorruptError, StoreError, StoreMismatchError
 from specx.storage.hashing import sequence_id
-from specx.storage.schema import FORMAT_VERSION, CommitRecord, DatasetInfo, SequenceFeatures
+from specx.storage.schema import FORMAT_VERSION, CommitRecord, DatasetInfo, Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.writer import Origin
 
 Fill = Callable[..., FeatureStore]
 
@@ -180,7 +179,7 @@ def test_a_unit_that_is_gone_is_named(store: FeatureStore) -> None:
     opened = FeatureStore.open(store.root)
     assert sorted(opened.records) == [0, 2]
     with pytest.raises(StoreError, match=r"u000001\.json: missing"):
-        opened.record(1)
+        opened.require(1)
 
 
 def test_unfinished_and_foreign_files_among_the_commits_are_no_commits(store: FeatureStore) -> None:

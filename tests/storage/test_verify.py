@@ -10,10 +10,10 @@ import pytest
 from specx.storage.errors import StoreError
 from specx.storage.hashing import sequence_id
 from specx.storage.part import SEQUENCE_TABLE, PartWriter
-from specx.storage.schema import CommitRecord, DatasetInfo, SequenceFeatures
+from specx.storage.schema import CommitRecord, DatasetInfo, Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import require_sound, verify
-from specx.storage.writer import FeatureWriter, Origin
+from specx.storage.verify import drop_damaged, require_sound, verify
+from specx.storage.writer import FeatureWriter
 
 Fill = Callable[..., FeatureStore]
 
@@ -171,9 +171,8 @@ def test_a_store_without_its_parts_directory_is_a_problem_and_no_crash(tmp_path:
 def test_a_sequence_committed_twice_is_found(tmp_path: Path, fill: Fill) -> None:
     store = fill(tmp_path / "store", 2, tokens_per_part=10_000)
     commit(store, store.records[0].model_copy(update={"unit": 1}))
-    found = problems(store.root)
-    assert len(found) == 2
-    assert all("is committed twice, first in unit 0" in problem for problem in found)
+    (problem,) = problems(store.root)
+    assert "is committed twice, first in unit 0" in problem
 
 
 def test_a_record_with_other_sequences_than_its_part_is_found(tmp_path: Path, fill: Fill) -> None:
@@ -219,3 +218,55 @@ def test_leftovers_of_killed_runs_are_listed_and_harmless(tmp_path: Path, fill: 
     result = verify(FeatureStore.open(store.root))
     assert result.problems == []
     assert result.unreferenced == ["parts/u000009-0.zarr", "commits/.tmp-0-u000009.json"]
+
+
+def test_what_is_damaged_is_dropped_and_filled_again_and_nothing_else(tmp_path: Path, fill: Fill) -> None:
+    store = fill(tmp_path / "store", 12, tokens_per_part=200)
+    assert len(store.records) > 4
+    shutil.rmtree(store.part_path(store.records[0]))
+    record = Path(store.commit_path(2))
+    record.write_bytes(record.read_bytes()[:-20])
+    with pytest.raises(StoreError):
+        FeatureStore.open(store.root)
+    damaged = FeatureStore.open(store.root, tolerant=True)
+    result = verify(damaged)
+    assert sorted(result.damaged_units) == [0, 2]
+    drop_damaged(damaged, result)
+    assert result.problems == []
+    lost = sum(len(store.records[unit].sequences.ids) for unit in (0, 2))
+    assert len(FeatureStore.open(store.root).catalogue()) == 12 - lost
+    refilled = fill(tmp_path / "store", 12, tokens_per_part=200)
+    assert len(refilled.catalogue()) == 12
+    kept = set(store.records) - {0, 2}
+    assert all(refilled.records[unit] == store.records[unit] for unit in kept)
+    assert verify(FeatureStore.open(store.root)).problems == []
+
+
+def test_a_newer_commit_is_no_damage_and_is_not_dropped(tmp_path: Path, fill: Fill) -> None:
+    store = fill(tmp_path / "store", 2, tokens_per_part=10_000)
+    commit(store, store.records[0].model_copy(update={"format": 99}))
+    with pytest.raises(StoreError, match="Upgrade specx"):
+        FeatureStore.open(store.root, tolerant=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "head.safetensors", "hashes.json"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_damage_to_the_target_s_files_is_found_and_never_used(
+    tmp_path: Path, fill: Fill, name: str, is_deleted: bool
+) -> None:
+    store = fill(tmp_path / "store", 2, tokens_per_part=10_000)
+    with store.new_target() as directory:
+        (directory / "config.json").write_text("{}")
+        (directory / "head.safetensors").write_bytes(bytes(100))
+    assert verify(FeatureStore.open(store.root)).problems == []
+    path = Path(store.root) / "target" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if not is_deleted:
+        path.write_bytes(content)
+    opened = FeatureStore.open(store.root)
+    (problem,) = verify(opened).problems
+    assert problem.startswith(f"{Path(store.root) / 'target'}")
+    with pytest.raises(StoreError):
+        _ = opened.target_directory

@@ -14,10 +14,10 @@ import pytest
 import specx.storage
 from specx.storage.hashing import sequence_id
 from specx.storage.reader import FeatureReader
-from specx.storage.schema import DatasetInfo, Reject, SequenceFeatures
+from specx.storage.schema import DatasetInfo, Origin, Reject, SequenceFeatures
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
-from specx.storage.writer import FeatureWriter, Origin
+from specx.storage.writer import FeatureWriter
 
 Fill = Callable[..., FeatureStore]
 Sequence = Callable[[int], SequenceFeatures]

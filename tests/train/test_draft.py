@@ -16,6 +16,11 @@ def unroll(draft: Draft, batch: Batch, embed_tokens: torch.Tensor, steps: int = 
     return draft.unroll(embedded, batch.aux_hidden.float(), batch.positions, batch.documents, steps)
 
 
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    """Those that a batch has."""
+    return {name: getattr(batch, name) for name in Batch.__slots__ if getattr(batch, name) is not None}
+
+
 def test_each_unrolled_step_equals_a_kv_cached_autoregressive_draft(
     draft: Draft, batch: Batch, embed_tokens: torch.Tensor
 ) -> None:
@@ -40,7 +45,7 @@ def test_each_unrolled_step_equals_a_kv_cached_autoregressive_draft(
 def test_a_document_is_not_moved_by_what_shares_its_row(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
     together = unroll(draft, batch, embed_tokens)
     span = batch.documents[0] == 1
-    alone = Batch(**{name: getattr(batch, name)[:1, span] for name in Batch.__slots__})
+    alone = Batch(**{name: tensor[:1, span] for name, tensor in tensors(batch).items()})
     for step, (packed, single) in enumerate(zip(together, unroll(draft, alone, embed_tokens), strict=True)):
         # Later anchors read tokens behind the document's end; they carry no loss.
         valid = int(span.sum()) - 1 - step
@@ -53,7 +58,7 @@ def test_padding_gives_finite_values(draft: Draft, batch: Batch, embed_tokens: t
 
 
 def test_rows_shorter_than_the_unroll_are_allowed(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
-    short = Batch(**{name: getattr(batch, name)[:, :3] for name in Batch.__slots__})
+    short = Batch(**{name: tensor[:, :3] for name, tensor in tensors(batch).items()})
     assert [output.shape[1] for output in unroll(draft, short, embed_tokens, steps=6)] == [3] * 6
 
 

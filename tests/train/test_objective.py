@@ -1,17 +1,22 @@
 """Which anchors count, and the metrics, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from specx.train.batch import Batch
+from specx.train.draft import Draft
 from specx.train.objective import (
     Vocabulary,
     evaluate_steps,
     metrics,
     step_weights,
     supervised_anchors,
+    total_loss,
 )
+from specx.train.spec import DraftSpec
 
 STEPS = 4
 
@@ -93,3 +98,97 @@ def test_overlap_uses_the_target_distribution_over_its_full_vocabulary() -> None
     q = torch.tensor([10.0, 0, 0, 0]).softmax(-1)
     p = torch.full((4,), -2.0).exp()
     assert values["overlap_0"] == pytest.approx(float(torch.minimum(p, q).sum()), rel=1e-5)
+
+
+@pytest.fixture
+def whole_head(spec: DraftSpec, vocabulary: Vocabulary) -> torch.Tensor:
+    """(V, H), of which the vocabulary has the rows of its tokens."""
+    head = torch.randn(spec.vocab_size, spec.hidden_size, generator=torch.Generator().manual_seed(9)) / 4
+    head[vocabulary.t2d] = vocabulary.target_head
+    return head
+
+
+def with_top_k(batch: Batch, head: torch.Tensor, K: int) -> tuple[Batch, Batch]:  # noqa: N803
+    """The batch with what the target's head makes of its last hidden states, exactly and as a store without them."""
+    assert batch.last_hidden is not None
+    logprob = F.linear(batch.last_hidden.float(), head)
+    lse = logprob.logsumexp(-1)
+    values, ids = (logprob - lse[..., None]).topk(K)
+    exact = replace(batch, lse=lse, argmax=ids[..., 0])
+    return exact, replace(exact, last_hidden=None, topk_ids=ids, topk_logprob=values)
+
+
+def gradient(draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+    """Of every weight, in one row."""
+    embedded = F.embedding(batch.input_ids, embed_tokens)
+    outputs = draft.unroll(embedded, batch.aux_hidden.float(), batch.positions, batch.documents, 3)
+    loss = total_loss(evaluate_steps(draft.lm_head, outputs, batch, vocabulary), 0.8)
+    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(draft.parameters()))])
+
+
+def test_with_the_whole_vocabulary_as_top_k_the_gradient_is_exact(
+    spec: DraftSpec,
+    draft: Draft,
+    batch: Batch,
+    embed_tokens: torch.Tensor,
+    vocabulary: Vocabulary,
+    whole_head: torch.Tensor,
+) -> None:
+    exact, top_k = with_top_k(batch, whole_head, spec.vocab_size)
+    expected, found = (gradient(draft, each, embed_tokens, vocabulary) for each in (exact, top_k))
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    overlaps = [
+        metrics(
+            evaluate_steps(
+                draft.lm_head,
+                draft.unroll(
+                    F.embedding(each.input_ids, embed_tokens),
+                    each.aux_hidden.float(),
+                    each.positions,
+                    each.documents,
+                    3,
+                ),
+                each,
+                vocabulary,
+            )
+        )["overlap_0"]
+        for each in (exact, top_k)
+    ]
+    assert overlaps[0] == pytest.approx(overlaps[1], rel=1e-4)
+
+
+def test_the_more_logits_are_kept_the_nearer_the_gradient(
+    draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, whole_head: torch.Tensor
+) -> None:
+    errors = []
+    for K in (2, 10, 40):
+        exact, top_k = with_top_k(batch, whole_head, K)
+        expected, found = (gradient(draft, each, embed_tokens, vocabulary) for each in (exact, top_k))
+        assert torch.isfinite(found).all()
+        errors.append(float((found - expected).norm() / expected.norm()))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_tail_is_one_bucket() -> None:
+    lm_head, outputs, batch, vocabulary = one_hot_case()
+    # Known are tokens 0 and 5, of which the draft has only 0; half of the mass is beyond them.
+    ids = torch.tensor([0, 5]).expand(1, 6, 2)
+    logprob = torch.tensor([0.3, 0.2]).log().expand(1, 6, 2)
+    known = replace(batch, last_hidden=None, topk_ids=ids, topk_logprob=logprob)
+    (step, *_) = evaluate_steps(lm_head, outputs[:1], known, vocabulary)
+    total = 0.0
+    for anchor in (0, 2, 3):
+        q = lm_head(outputs[0][0, anchor]).softmax(-1)
+        total += -(0.3 * q[0].log() + 0.5 * q[1:].sum().log()).item() / 0.8
+    assert float(step.loss) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_draft_vocabulary_within_the_top_k_leaves_no_bucket() -> None:
+    lm_head, outputs, batch, vocabulary = one_hot_case()
+    ids = torch.arange(4).expand(1, 6, 4)
+    logprob = torch.tensor([0.1, 0.2, 0.3, 0.2]).log().expand(1, 6, 4)
+    known = replace(batch, last_hidden=None, topk_ids=ids, topk_logprob=logprob)
+    (step, *_) = evaluate_steps(lm_head, outputs[:1], known, vocabulary)
+    (weight,) = torch.autograd.grad(step.loss, [lm_head.weight])
+    assert torch.isfinite(step.loss)
+    assert torch.isfinite(weight).all()

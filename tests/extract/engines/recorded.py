@@ -42,9 +42,9 @@ from specx.extract.samples import Sample
 from specx.extract.sink import OnCpu, Outcome, Ready, Sink
 from specx.extract.target import open_target
 from specx.storage.hashing import sequence_id
-from specx.storage.schema import DatasetInfo, Reject
+from specx.storage.schema import DatasetInfo, Origin, Reject
 from specx.storage.store import FeatureStore
-from specx.storage.writer import FeatureWriter, Origin
+from specx.storage.writer import FeatureWriter
 
 
 class Recorder:
