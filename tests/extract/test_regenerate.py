@@ -132,8 +132,8 @@ def test_every_prompt_is_answered_once_after_two_kills_and_an_interrupt(
     assert list(answers[0]) == COLUMNS
     summary = killed["summary"]
     assert 0 < killed["kept"][0] < killed["kept"][1] < killed["kept"][2]
-    # The last piece, of the run that was interrupted, may be a small one.
-    assert summary["reused"] > (killed["kept"][2] - 1) * ANSWERS_PER_PIECE
+    # The last piece, of the run that was interrupted, may be a small one, or a copy of the one before.
+    assert summary["reused"] >= (killed["kept"][2] - 1) * ANSWERS_PER_PIECE
     assert (summary["answers"] + summary["reused"], summary["rejected"]) == (PROMPTS, 0)
     assert not killed["out"].with_name("answers.parquet.pieces").exists()
 

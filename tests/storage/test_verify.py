@@ -222,7 +222,7 @@ def test_leftovers_of_killed_runs_are_listed_and_harmless(tmp_path: Path, fill: 
 
 def test_what_is_damaged_is_dropped_and_filled_again_and_nothing_else(tmp_path: Path, fill: Fill) -> None:
     store = fill(tmp_path / "store", 12, tokens_per_part=200)
-    assert len(store.records) > 4
+    assert len(store.records) >= 4
     shutil.rmtree(store.part_path(store.records[0]))
     record = Path(store.commit_path(2))
     record.write_bytes(record.read_bytes()[:-20])

@@ -180,7 +180,7 @@ def test_the_tail_is_one_bucket() -> None:
     for anchor in (0, 2, 3):
         q = lm_head(outputs[0][0, anchor]).softmax(-1)
         total += -(0.3 * q[0].log() + 0.5 * q[1:].sum().log()).item() / 0.8
-    assert float(step.loss) == pytest.approx(total, rel=1e-5)
+    assert step.loss.item() == pytest.approx(total, rel=1e-5)
 
 
 def test_a_draft_vocabulary_within_the_top_k_leaves_no_bucket() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from specx.storage.store import FeatureStore
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
 from specx.train.export import export
@@ -132,10 +133,9 @@ def test_sequences_added_later_do_not_change_a_run_in_progress(
 def test_a_store_of_another_target_is_refused_on_resume(tmp_path: Path, store_copy: Path) -> None:
     out = tmp_path / "run"
     run(settings(store_copy, out, max_steps=2))
-    dataset = store_copy / "dataset.json"
-    described = json.loads(dataset.read_text())
-    described["target"]["weights_hash"] = "0" * 64
-    dataset.write_text(json.dumps(described))
+    info = FeatureStore.open(store_copy).info
+    other = info.model_copy(update={"target": info.target.model_copy(update={"weights_hash": "0" * 64})})
+    (store_copy / "dataset.json").write_bytes(other.sealed().to_bytes())
     with pytest.raises(TrainError, match="another target"):
         run(settings(store_copy, out, max_steps=2))
 
