@@ -14,17 +14,15 @@ import numpy.typing as npt
 
 from .hashing import SEQUENCE_ID_BYTES
 from .part import SEQUENCE_TABLE
-from .schema import ArraySpec, DatasetInfo, array_specs
+from .schema import ArraySpec, CodecName, DatasetInfo, array_specs
 
 Integers = npt.NDArray[np.int64]
 
-# bfloat16 states at H = 2880, in the chunks of the schema. At H = 128 it was 1.36.
-_HIDDEN_RATIO = 1.44
+# bfloat16 states at H = 2880, in the chunks of the schema. At H = 128 lossless was 1.36.
+_HIDDEN_RATIOS: dict[CodecName, float] = {"lossless": 1.44, "int8": 2.2, "fp8": 2.35}
 # A store of 49,400 tokens by a trained gpt-oss with V = 2048 and K = 128: bytes in through bytes out, without
 # what ``_overhead`` counts.
 _RATIOS = {
-    "aux_hidden": _HIDDEN_RATIO,
-    "last_hidden": _HIDDEN_RATIO,
     "topk_logprob": 2.40,
     "lse": 1.56,
     "loss_mask": 14.7,
@@ -44,7 +42,7 @@ _TABLE_BYTES = 20
 _OFFSET_BYTES = 2.3
 _COMMIT_BYTES = 250
 _COMMIT_SEQUENCE_BYTES = 95
-_COMMIT_OBJECT_BYTES = 85
+_COMMIT_OBJECT_BYTES = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +145,8 @@ def _payload(info: DatasetInfo, spec: ArraySpec, parts: Parts) -> int:
         # The last chunk of a part is whole.
         return int(_ceil(parts.tokens, spec.chunk[0]).sum()) * spec.chunk[0] * _token_bytes(spec)
     # Padding is zeros, which take next to nothing.
-    ratio = _RATIOS.get(spec.name) or 8 * spec.dtype.itemsize / (_ID_BITS[spec.name] * math.log2(info.vocab_size))
+    known = _HIDDEN_RATIOS[info.codec] if spec.is_hidden else _RATIOS.get(spec.name)
+    ratio = known or 8 * spec.dtype.itemsize / (_ID_BITS[spec.name] * math.log2(info.vocab_size))
     return round(int(parts.tokens.sum()) * _token_bytes(spec) / ratio)
 
 

@@ -5,10 +5,13 @@ kept per token.
 """
 
 import dataclasses
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from .store import FeatureStore
 from .views import View
 
 _OPEN_PARTS = 1024
+_READ_THREADS = 4
 
 
 class PartReader:
@@ -74,6 +78,18 @@ class PartReader:
         return SequenceFeatures(**arrays)
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Some rows that are wanted, and where."""
+
+    sequence: int
+    name: str
+    out: Array
+    """(T, …); the first T tokens are read"""
+    column: int | None = None
+    """One boundary of ``aux_hidden``; ``out`` is then (T, H)."""
+
+
 class FeatureReader:
     """The sequences of a store, by their number in its catalogue."""
 
@@ -98,6 +114,7 @@ class FeatureReader:
                 source=view.source[self._in_view],
                 row=view.row[self._in_view],
             )
+        self._threads = ThreadPoolExecutor(min(_READ_THREADS, os.cpu_count() or 1), thread_name_prefix="specx-read")
         # Batches to train on and batches to validate on are read by threads of their own.
         self._changing = threading.Lock()
         self._parts: OrderedDict[int, tuple[CommitRecord, PartReader]] = OrderedDict()
@@ -115,6 +132,11 @@ class FeatureReader:
             return
         with self._part(sequence) as part:
             part.read(name, int(self.catalogue.offset[sequence]), out, column)
+
+    def read_all(self, wanted: Iterable[Read]) -> None:
+        """Do several reads at once, on a few threads: decoding lets go of the interpreter."""
+        for _ in self._threads.map(lambda each: self.read(each.sequence, each.name, each.out, each.column), wanted):
+            pass
 
     def stage(self, sequences: Iterable[int]) -> None:
         """Bring the parts of some sequences to the local disk, where they stay while there is room."""

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from ..storage.reader import FeatureReader
+from ..storage.reader import FeatureReader, Read
 from ..storage.schema import Array
 from .packing import BatchPlan
 
@@ -77,17 +77,19 @@ def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int
         plain["last_hidden"] = np.zeros((B, T, H), np.uint16)
     else:
         plain["topk_ids"], plain["topk_logprob"] = np.zeros((B, T, K), np.uint32), np.zeros((B, T, K), np.float16)
+    wanted: list[Read] = []
     for b, row in enumerate(plan):
         start = 0
         for document, sequence in enumerate(row):
             span = slice(start, start + lengths[sequence])
-            for name, array in plain.items():
-                reader.read(sequence, name, array[b, span])
             for i, column in enumerate(columns):
-                reader.read(sequence, "aux_hidden", aux_hidden[i, b, span], column)
+                wanted.append(Read(sequence, "aux_hidden", aux_hidden[i, b, span], column))
+            wanted += [Read(sequence, name, array[b, span]) for name, array in plain.items()]
             documents[b, span] = document
             positions[b, span] = np.arange(lengths[sequence])
             start = span.stop
+    # The large ones first, so that no thread is left with one at the end.
+    reader.read_all(sorted(wanted, key=lambda each: -each.out.nbytes))
     return Batch(
         input_ids=torch.from_numpy(input_ids).long(),
         loss_mask=torch.from_numpy(loss_mask).bool(),

@@ -66,12 +66,15 @@ def sequences(workspace: Path, count: int) -> Iterator[Any]:
     for number in range(count):
         random = np.random.default_rng(number)
         length = int(random.integers(LENGTHS[0], LENGTHS[1] + 1))
-        picks = [random.integers(tokens - length) for _ in range(-(-H // width))]
+        # Evenly apart, so that no codec finds the same token twice in what it sees at once.
+        segments = -(-H // width)
+        start = int(random.integers(tokens))
+        rows = [(start + tokens * k // segments + np.arange(length)) % tokens for k in range(segments)]
 
-        def wide(name: str, picks: list[int] = picks, length: int = length) -> Any:
-            return np.concatenate([pool[name][at : at + length] for at in picks], axis=-1)[..., :H]
+        def wide(name: str, rows: list[Any] = rows) -> Any:
+            return np.concatenate([pool[name][each] for each in rows], axis=-1)[..., :H]
 
-        narrow = {name: pool[name][picks[0] : picks[0] + length] for name in pool if "hidden" not in name}
+        narrow = {name: pool[name][rows[0]] for name in pool if "hidden" not in name}
         # Ids alone decide what a sequence is: these differ.
         narrow["input_ids"] = random.integers(0, V, length).astype(np.int32)
         yield SequenceFeatures(aux_hidden=wide("aux_hidden"), last_hidden=wide("last_hidden"), **narrow)
