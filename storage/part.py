@@ -41,8 +41,8 @@ class _GrowingArray:
 
     def __init__(self, group: zarr.Group, spec: ArraySpec, codec: CodecName) -> None:
         self._spec = spec
-        self._pending: list[Array] = []
-        self._pending_tokens = 0
+        self._shard = np.empty((spec.shard_tokens, *spec.inner_shape), spec.dtype)
+        self._filled = 0
         self._written = 0
         self._lossy: LossyName | None = None
         if spec.is_hidden and (codec == "int8" or codec == "fp8"):
@@ -63,27 +63,27 @@ class _GrowingArray:
         )
 
     def append(self, rows: Array) -> None:
-        self._pending.append(rows)
-        self._pending_tokens += len(rows)
-        while self._pending_tokens >= self._spec.shard_tokens:
-            self._write(self._spec.shard_tokens)
+        while len(rows):
+            fitting = rows[: self._spec.shard_tokens - self._filled]
+            self._shard[self._filled : self._filled + len(fitting)] = fitting
+            self._filled += len(fitting)
+            rows = rows[len(fitting) :]
+            if self._filled == self._spec.shard_tokens:
+                self._write()
 
-    def _write(self, tokens: int) -> None:
-        rows = np.concatenate(self._pending)
-        end = self._written + tokens
+    def _write(self) -> None:
+        rows = self._shard[: self._filled]
+        end = self._written + self._filled
         self._array.resize((end, *self._spec.inner_shape))
-        self._array[self._written : end] = rows[:tokens]
+        self._array[self._written : end] = rows
         if self._lossy:
-            sample = rows[:tokens:_MEASURED].reshape(-1, rows.shape[-1])
+            sample = rows[::_MEASURED].reshape(-1, rows.shape[-1])
             self.error.add(sample, decode(self._lossy, encode(self._lossy, sample).tobytes(), sample.shape))
-        self._written = end
-        # A copy: a view would keep the whole block alive.
-        self._pending = [rows[tokens:].copy()]
-        self._pending_tokens -= tokens
+        self._written, self._filled = end, 0
 
     def close(self) -> None:
-        if self._pending_tokens:
-            self._write(self._pending_tokens)
+        if self._filled:
+            self._write()
 
     @property
     def is_lossy(self) -> bool:
