@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from .views import View
 
 _OPEN_PARTS = 1024
 _READ_THREADS = 4
+_WORTH_A_THREAD = 1 << 16
+"""Bytes; what is smaller takes less time than handing it over."""
 
 
 class PartReader:
@@ -134,9 +136,17 @@ class FeatureReader:
             part.read(name, int(self.catalogue.offset[sequence]), out, column)
 
     def read_all(self, wanted: Iterable[Read]) -> None:
-        """Do several reads at once, on a few threads: decoding lets go of the interpreter."""
-        for _ in self._threads.map(lambda each: self.read(each.sequence, each.name, each.out, each.column), wanted):
-            pass
+        """Do several reads at once; decoding lets go of the interpreter, so threads share what is large."""
+        ordered = sorted(wanted, key=lambda each: -each.out.nbytes)
+        large = [each for each in ordered if each.out.nbytes >= _WORTH_A_THREAD]
+        shared = [self._threads.submit(self._read, each) for each in large]
+        for each in ordered[len(large) :]:
+            self._read(each)
+        for future in shared:
+            future.result()
+
+    def _read(self, wanted: Read) -> None:
+        self.read(wanted.sequence, wanted.name, wanted.out, wanted.column)
 
     def stage(self, sequences: Iterable[int]) -> None:
         """Bring the parts of some sequences to the local disk, where they stay while there is room."""
@@ -191,7 +201,8 @@ class FeatureReader:
                 self._parts.move_to_end(unit)
         if opened:
             record, part = opened
-            with self.store.local_part(record):
+            # What was fetched must be held, or it may give way to another part.
+            with self.store.local_part(record) if self.store.place.is_remote else nullcontext():
                 yield part
             return
         record = self.store.records[unit]

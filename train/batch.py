@@ -6,7 +6,7 @@ the other; what is left of a row is padding.
 Shapes: B rows, T tokens of the longest row, L boundaries, H hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -58,7 +58,7 @@ class Batch:
         return int((self.documents != PADDING).sum())
 
 
-def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int], columns: tuple[int, ...]) -> Batch:
+def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Sequence[int], columns: tuple[int, ...]) -> Batch:
     """Read the sequences of ``plan`` and pack them.
 
     ``lengths`` says how many tokens of each sequence to read, ``columns`` which of the store's boundaries.
@@ -88,8 +88,7 @@ def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Mapping[int, int
             documents[b, span] = document
             positions[b, span] = np.arange(lengths[sequence])
             start = span.stop
-    # The large ones first, so that no thread is left with one at the end.
-    reader.read_all(sorted(wanted, key=lambda each: -each.out.nbytes))
+    reader.read_all(wanted)
     return Batch(
         input_ids=torch.from_numpy(input_ids).long(),
         loss_mask=torch.from_numpy(loss_mask).bool(),

@@ -3,6 +3,7 @@
 Shapes: S sequences of the catalogue.
 """
 
+import gc
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +46,12 @@ class FeatureData(LightningDataModule):
         lengths = reader.catalogue.length
         if config.max_length is not None:
             lengths = np.minimum(lengths, config.max_length)
-        self._lengths = dict(enumerate(lengths.tolist()))
+        self._lengths: list[int] = lengths.tolist()
         shape = batch_shape(lengths[np.concatenate((self.split.train, self.split.holdout))], config.batch_tokens)
         self.plans = _run_plans(config, lengths, reader.catalogue.unit, self.split.train, shape)
         """Of all processes together."""
-        held_out = lengths[self.split.holdout]
         # In the order of the store, so that each part is fetched once.
-        self._holdout_plans = _named(plan_epoch(held_out, shape, np.arange(len(held_out))), self.split.holdout)
+        self._holdout_plans = plan_epoch(lengths, shape, self.split.holdout)
         self.loader: BatchLoader | None = None
 
     def train_dataloader(self) -> BatchLoader:
@@ -79,14 +79,15 @@ def _run_plans(
 ) -> list[BatchPlan]:
     plans: list[BatchPlan] = []
     epoch = 0
-    while len(plans) < config.max_steps if config.max_steps else epoch < config.epochs:
-        order = shuffled(units[sequences], config.shuffle_parts, config.seed, epoch)
-        plans += _named(plan_epoch(lengths[sequences], shape, order), sequences)
-        epoch += 1
+    # Of millions of small lists the collector would look through all, again and again, and find nothing.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        while len(plans) < config.max_steps if config.max_steps else epoch < config.epochs:
+            order = shuffled(units[sequences], config.shuffle_parts, config.seed, epoch)
+            plans += plan_epoch(lengths, shape, sequences[order])
+            epoch += 1
+    finally:
+        if was_enabled:
+            gc.enable()
     return plans[: config.max_steps]
-
-
-def _named(plans: list[BatchPlan], sequences: npt.NDArray[np.int64]) -> list[BatchPlan]:
-    """Replace positions in ``sequences`` by the sequence numbers there."""
-    numbers: list[int] = sequences.tolist()
-    return [[[numbers[index] for index in row] for row in plan] for plan in plans]

@@ -32,7 +32,7 @@ class BatchLoader:
         reader: FeatureReader,
         plans: Sequence[BatchPlan],
         *,
-        lengths: Mapping[int, int],
+        lengths: Sequence[int],
         columns: tuple[int, ...],
     ) -> None:
         self._reader = reader

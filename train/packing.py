@@ -23,7 +23,7 @@ _MISSES = 16
 """Sequences that may fail to fit before a batch is closed."""
 
 BatchPlan = list[list[int]]
-"""A batch: for each row, positions in the list of lengths."""
+"""A batch: for each row, numbers of sequences."""
 
 
 def batch_shape(lengths: npt.NDArray[np.int64], batch_tokens: int) -> BatchShape:
@@ -46,30 +46,33 @@ def shuffled(parts: npt.NDArray[np.int64], window: int | None, seed: int, epoch:
 
 
 def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, order: npt.NDArray[np.int64]) -> list[BatchPlan]:
-    """Fill batch after batch in an order of the sequences, each in the first row with room.
+    """Fill batch after batch with the sequences that ``order`` (S,) names, each in the first row with room.
 
-    What does not fit the open batch waits for the next one, which it opens; a batch is closed once
-    a few in a row did not fit.
+    ``lengths`` are those of all sequences by their number. What does not fit the open batch waits for the
+    next one, which it opens; a batch is closed once a few in a row did not fit.
     """
     tokens: list[int] = lengths.tolist()
-    shortest = min(tokens, default=0)
+    shortest = int(lengths[order].min()) if len(order) else 0
     upcoming = deque(order.tolist())
     batches: list[BatchPlan] = []
     while upcoming:
         rows: BatchPlan = [[] for _ in range(shape.rows)]
-        # Room by row. A full row is not looked at again, or many rows of few sequences would take for ever.
-        free = dict.fromkeys(range(shape.rows), shape.row_tokens)
+        room = [shape.row_tokens] * shape.rows
+        # A full row is not looked at again, or many rows of few sequences would take for ever.
+        free = list(range(shape.rows))
         waiting: list[int] = []
         while upcoming and free and len(waiting) < _MISSES:
             index = upcoming.popleft()
-            row = next((i for i, room in free.items() if room >= tokens[index]), None)
-            if row is None:
+            for row in free:
+                if room[row] >= tokens[index]:
+                    break
+            else:
                 waiting.append(index)
                 continue
             rows[row].append(index)
-            free[row] -= tokens[index]
-            if free[row] < shortest:
-                del free[row]
+            room[row] -= tokens[index]
+            if room[row] < shortest:
+                free.remove(row)
         upcoming.extendleft(reversed(waiting))
         batches.append([row for row in rows if row])
     return batches
