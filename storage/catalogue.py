@@ -58,10 +58,16 @@ def catalogue_of(record: CommitRecord) -> Catalogue:
 
 def joined(parts: Iterable[Catalogue]) -> Catalogue:
     """Return the rows of several catalogues in the order of their units; a unit is in one of them only."""
-    found = [_EMPTY, *parts]
-    columns = {field.name: np.concatenate([getattr(part, field.name) for part in found]) for field in fields(_EMPTY)}
-    order = np.argsort(columns["unit"], kind="stable")
-    return Catalogue(**columns).take(order)
+    found = [part for part in parts if len(part)] or [_EMPTY]
+    whole = found[0]
+    if len(found) > 1:
+        whole = Catalogue(
+            **{field.name: np.concatenate([getattr(part, field.name) for part in found]) for field in fields(_EMPTY)}
+        )
+    # Of millions of rows another copy is most of the time that opening a store takes.
+    if np.all(whole.unit[1:] >= whole.unit[:-1]):
+        return whole
+    return whole.take(np.argsort(whole.unit, kind="stable"))
 
 
 _EMPTY = Catalogue(
