@@ -56,25 +56,31 @@ def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, order: npt.NDA
     upcoming = deque(order.tolist())
     batches: list[BatchPlan] = []
     while upcoming:
-        rows: BatchPlan = [[] for _ in range(shape.rows)]
-        room = [shape.row_tokens] * shape.rows
+        rows: BatchPlan = []
+        room: list[int] = []
         # A full row is not looked at again, or many rows of few sequences would take for ever.
-        free = list(range(shape.rows))
+        free: list[int] = []
         waiting: list[int] = []
-        while upcoming and free and len(waiting) < _MISSES:
+        while upcoming and (free or len(rows) < shape.rows) and len(waiting) < _MISSES:
             index = upcoming.popleft()
             for row in free:
                 if room[row] >= tokens[index]:
+                    rows[row].append(index)
+                    room[row] -= tokens[index]
+                    if room[row] < shortest:
+                        free.remove(row)
                     break
             else:
-                waiting.append(index)
-                continue
-            rows[row].append(index)
-            room[row] -= tokens[index]
-            if room[row] < shortest:
-                free.remove(row)
+                if len(rows) == shape.rows:
+                    waiting.append(index)
+                    continue
+                left = shape.row_tokens - tokens[index]
+                if left >= shortest:
+                    free.append(len(rows))
+                rows.append([index])
+                room.append(left)
         upcoming.extendleft(reversed(waiting))
-        batches.append([row for row in rows if row])
+        batches.append(rows)
     return batches
 
 
