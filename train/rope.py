@@ -30,3 +30,33 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     """Rotate ``heads`` (B, n, T, D) by ``cos`` and ``sin`` (B, T, D)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def rotate_rows(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate ``heads`` (R, n, D) by one half of ``cos`` and ``sin``, (R, D/2), in fewer passes than ``rotate``."""
+    rotated: torch.Tensor = _Rotation.apply(heads, cos, sin)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _Rotation(torch.autograd.Function):
+    """A rotation; its gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(heads, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    first, second = heads.chunk(2, dim=-1)
+    new_first, new_second = rotated.chunk(2, dim=-1)
+    torch.mul(first, cos, out=new_first).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=new_second).addcmul_(first, sin, value=direction)
+    return rotated
