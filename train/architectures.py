@@ -14,18 +14,18 @@ from .errors import TrainError
 class Architecture:
     """What a draft must know of a target besides the sizes, whose keys are the same in all."""
 
-    experts_key: str | None = None
-    """Config key with the number of experts; None where the MLP is dense."""
+    is_mixture: bool = False
+    """Its MLP is a mixture of experts, each much narrower than the draft's has to be."""
     has_partial_rotary: bool = False
     """Its attention honours ``partial_rotary_factor``; the others ignore it."""
 
 
 TARGETS: Mapping[str, Architecture] = {
-    "GptOssForCausalLM": Architecture(experts_key="num_local_experts"),
+    "GptOssForCausalLM": Architecture(is_mixture=True),
     "LlamaForCausalLM": Architecture(),
     "Phi3ForCausalLM": Architecture(has_partial_rotary=True),
     "Qwen3ForCausalLM": Architecture(),
-    "Qwen3MoeForCausalLM": Architecture(experts_key="num_experts"),
+    "Qwen3MoeForCausalLM": Architecture(is_mixture=True),
 }
 """All of them take EAGLE-3 and EAGLE-1 drafts, which are Llama layers whatever the target is."""
 

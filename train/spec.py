@@ -96,8 +96,7 @@ def draft_spec(
 
 
 def _intermediate_size(target: Mapping[str, Any], architecture: Architecture) -> int:
-    is_mixture = architecture.experts_key is not None and target.get(architecture.experts_key)
-    return 6 * int(target["hidden_size"]) if is_mixture else int(target["intermediate_size"])
+    return 6 * int(target["hidden_size"]) if architecture.is_mixture else int(target["intermediate_size"])
 
 
 def save_spec(spec: DraftSpec, path: Path) -> None:
