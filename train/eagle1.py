@@ -17,7 +17,7 @@ from .objective import StepCounts, Vocabulary, supervised_anchors
 from .rope import rotary_embedding
 from .spec import DraftSpec
 
-_LOGITS_AT_ONCE = 2**26
+LOGITS_AT_ONCE = 2**26
 """Of each kind, in a chunk of rows: 256 MB in float32."""
 _NOISE_LENGTH = 512
 """Tokens of a sequence whose noise has the half-width itself (``AddUniformNoise`` of EAGLE's training code)."""
@@ -116,6 +116,7 @@ def evaluate_eagle1(
     *,
     logit_loss_weight: float,
     noise: torch.Tensor | None = None,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[StepCounts]:
     """Compare the predicted features with the target's, as the one step there is.
 
@@ -130,7 +131,7 @@ def evaluate_eagle1(
     row, t = supervised_anchors(batch, 1)[0].nonzero(as_tuple=True)  # (R,)
     ours, theirs = predicted[row, t], features[row, t + 1]  # (R, H)
     regression = F.smooth_l1_loss(ours.float(), theirs.float(), reduction="none").mean(-1).sum()
-    cross_entropy, overlap, proposed = _against_logits(ours, theirs, vocabulary.target_head)
+    cross_entropy, overlap, proposed = _against_logits(ours, theirs, vocabulary.target_head, logits_at_once)
     greedy = (proposed == batch.argmax[row, t + 1]).sum().float()
     text = (proposed == batch.input_ids[row, t + 2]).sum().float()
     anchors = torch.tensor(float(len(t)), device=t.device)
@@ -149,13 +150,13 @@ def evaluate_eagle1(
 
 
 def _against_logits(
-    ours: torch.Tensor, theirs: torch.Tensor, head: torch.Tensor
+    ours: torch.Tensor, theirs: torch.Tensor, head: torch.Tensor, logits_at_once: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return summed cross-entropy, summed min(p, q), and the ids (R,) proposed from features (R, H).
 
     Logits over the full vocabulary are made a chunk of rows at a time, and again in the backward pass.
     """
-    rows = max(1, _LOGITS_AT_ONCE // len(head))
+    rows = max(1, logits_at_once // len(head))
     parts = [
         checkpoint(_chunk, mine, true, head, use_reentrant=False, preserve_rng_state=False)
         for mine, true in zip(torch.split(ours, rows), torch.split(theirs, rows), strict=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 # The engine in this very process, so that its drafter can be listened to.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-# One target has another draft after another: what one engine compiled or cached is not for the next.
-os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
+# Several engines one after the other leave some of it behind.
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
 from specx.train.evaluate.vllm import load_engine
 from specx.train.forms import vllm_method
