@@ -36,7 +36,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eagle1": {"preset": "eagle1"},
 }
 SGLANG_TOO = {"eagle3", "specdrift", "window", "full vocabulary", "two boundaries"}
-STEPS = {"max_steps": 12, "batch_tokens": 2048, "draft_vocab_size": 1024, "lr": 3e-3, "warmup_fraction": 0.0}
+STEPS = {
+    "max_steps": 6,
+    "batch_tokens": 1024,
+    "draft_vocab_size": 1024,
+    "lr": 3e-3,
+    "warmup_fraction": 0.0,
+    "holdout_fraction": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
