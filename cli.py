@@ -27,6 +27,8 @@ app.add_typer(store_app, name="store")
 CodecOption = Literal["lossless", "none", "int8", "fp8"]
 TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 ExportDtype = Literal["bfloat16", "float32"]
+ExportFormat = Literal["eagle3", "speculators"]
+ExportEngine = Literal["vllm", "sglang", "both"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
 _DATA_HELP = (
@@ -176,7 +178,26 @@ def train(
     store: Annotated[str | None, typer.Option(help="Feature store to train from.")] = None,
     out: Annotated[str | None, typer.Option(help="Directory of the run; rerunning into it resumes.")] = None,
     view: Annotated[list[str] | None, typer.Option(help="Only the sequences of a view, or of several.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Recipe: eagle3, specdrift or eagle1.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Boundaries the draft reads, of those stored.")] = None,
+    norm_output: Annotated[
+        bool | None, typer.Option("--norm-output/--no-norm-output", help="Feed back the normed hidden state.")
+    ] = None,
+    fc_norm: Annotated[
+        bool | None, typer.Option("--fc-norm/--no-fc-norm", help="Norm each auxiliary hidden state.")
+    ] = None,
+    norm_before_fc: Annotated[
+        bool | None, typer.Option("--norm-before-fc/--no-norm-before-fc", help="Norm them as one, without --fc-norm.")
+    ] = None,
+    norm_before_residual: Annotated[
+        bool | None,
+        typer.Option("--norm-before-residual/--no-norm-before-residual", help="Residual from the normed state; vLLM."),
+    ] = None,
+    sliding_window: Annotated[int | None, typer.Option(help="Tokens that the draft reaches back.")] = None,
+    train_embeddings: Annotated[
+        bool | None, typer.Option("--train-embeddings/--no-train-embeddings", help="Embeddings of its own; vLLM.")
+    ] = None,
+    init_from: Annotated[str | None, typer.Option(help="Exported draft to start from.")] = None,
     ttt_steps: Annotated[int | None, typer.Option(help="Unrolled training steps, K.")] = None,
     draft_vocab_size: Annotated[int | None, typer.Option(help="Tokens the draft can propose.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
@@ -196,6 +217,14 @@ def train(
         "store": store,
         "out": out,
         "view": view or None,
+        "preset": preset,
+        "norm_output": norm_output,
+        "fc_norm": fc_norm,
+        "norm_before_fc": norm_before_fc,
+        "norm_before_residual": norm_before_residual,
+        "sliding_window": sliding_window,
+        "train_embeddings": train_embeddings,
+        "init_from": init_from,
         "boundaries": _integers("--boundaries", boundaries),
         "ttt_steps": ttt_steps,
         "draft_vocab_size": draft_vocab_size,
@@ -217,12 +246,17 @@ def export(
     run: Annotated[str, typer.Option(help="Directory that `specx train --out` wrote.")],
     out: Annotated[str, typer.Option(help="Directory to write the draft to; must not exist.")],
     dtype: Annotated[ExportDtype, typer.Option(help="Type of the exported weights.")] = "bfloat16",
+    format: Annotated[  # noqa: A002 - the option's name
+        ExportFormat, typer.Option(help="eagle3, or speculators for vLLM; EAGLE-1 drafts go by eagle3 too.")
+    ] = "eagle3",
+    engine: Annotated[ExportEngine, typer.Option(help="What must serve it; both is whatever can.")] = "both",
+    target: Annotated[str | None, typer.Option(help="Target that the speculators format names.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the draft as vLLM and SGLang load it, and check what was written."""
     from .train.export import export as export_draft
 
-    _show(export_draft(run, out, dtype), as_json)
+    _show(export_draft(run, out, dtype, format=format, engine=engine, target=target), as_json)
 
 
 @app.command()

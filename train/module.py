@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch.nn import functional as F
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .batch import Batch
 from .config import TrainConfig
-from .draft import Draft
+from .eagle1 import Eagle1Draft, evaluate_eagle1, uniform_noise
+from .exported import new_draft
 from .objective import StepCounts, Vocabulary, evaluate_steps, metrics, total_loss
 from .spec import DraftSpec
 
@@ -36,7 +36,7 @@ class DraftModule(LightningModule):
         super().__init__()
         self._config = config
         self._steps = steps
-        self.draft = Draft(spec)
+        self.draft = new_draft(spec)
         self.vocabulary = vocabulary
         # The target's and frozen: in the store, not in the checkpoints.
         self.register_buffer("embed_tokens", embed_tokens, persistent=False)
@@ -52,7 +52,16 @@ class DraftModule(LightningModule):
     def forward(self, batch: Batch) -> list[StepCounts]:
         """Unroll the draft over a batch and compare each step with the target."""
         dtype = self.draft.fc.weight.dtype
-        embedded = F.embedding(batch.input_ids, self.embed_tokens).to(dtype)
+        embedded = self.draft.embed(batch.input_ids, self.embed_tokens).to(dtype)
+        if isinstance(self.draft, Eagle1Draft):
+            return evaluate_eagle1(
+                self.draft,
+                embedded,
+                batch,
+                self.vocabulary,
+                logit_loss_weight=self._config.logit_loss_weight,
+                noise=self._noise(batch) if self.training else None,
+            )
         outputs = self.draft.unroll(
             embedded, batch.aux_hidden.to(dtype), batch.positions, batch.documents, self._config.ttt_steps
         )
@@ -135,6 +144,14 @@ class DraftModule(LightningModule):
         self.tokens_trained = checkpoint["totals"]["tokens"]
         self.seconds_trained = checkpoint["totals"]["seconds"]
         self.last_metrics = checkpoint["totals"]["metrics"]
+
+    def _noise(self, batch: Batch) -> torch.Tensor | None:
+        """Draw the step's noise, the same whether the run was resumed or not."""
+        if not self._config.feature_noise:
+            return None
+        generator = torch.Generator(self.device)
+        seed = (self._config.seed * 1_000_003 + self.global_step) * 4096 + self.global_rank
+        return uniform_noise(batch, self._config.feature_noise, generator.manual_seed(seed))
 
     def _log(self, stage: str, values: dict[str, float], batch: Batch) -> None:
         self.last_metrics = values

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -22,6 +23,7 @@ from .callbacks import ProgressLines, StopOnInterrupt
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureData
+from .exported import load_first, set_first_weights
 from .head import read_head
 from .module import DraftModule
 from .objective import Vocabulary
@@ -67,9 +69,13 @@ def run(config: TrainConfig) -> TrainSummary:
     else:
         view_files = tuple(files_of_views(store, config.view))
         reader = _reader(store, tuple(store.records), view_files)
-        spec = draft_spec(config, store.target_directory, store.info.boundaries)
+        spec = draft_spec(config, store.target_directory, store.info.boundaries, has_last_hidden=store.info.last_hidden)
         data = FeatureData(config, reader, spec.boundaries)
-        vocabulary = draft_vocabulary(token_counts(reader, data.split.train), spec.draft_vocab_size)
+        if config.init_from is None:
+            vocabulary = draft_vocabulary(token_counts(reader, data.split.train), spec.draft_vocab_size)
+        else:
+            vocabulary = load_first(Path(config.init_from), spec).vocabulary.numpy()
+            spec = spec.model_copy(update={"draft_vocab_size": len(vocabulary)})
         record = RunRecord(settings=settings, target=target, units=tuple(store.records), view_files=view_files)
         directory.begin(record, spec, vocabulary)
     with disk_errors(directory.path):
@@ -156,8 +162,9 @@ def _module(
     )
     seed_everything(config.seed, verbose=False)
     module = DraftModule(config, spec, vocabulary, head.embed_tokens, steps)
-    with torch.no_grad():
-        module.draft.lm_head.weight.copy_(head.lm_head_rows)
+    if not directory.checkpoint.exists():
+        first = None if config.init_from is None else load_first(Path(config.init_from), spec)
+        set_first_weights(module.draft, head, first)
     return module
 
 
