@@ -66,7 +66,7 @@ def export(run: str | Path, out: str | Path, dtype: Dtype = "bfloat16") -> Expor
 def read_trained(directory: RunDirectory) -> TrainedDraft:
     """Read a run's draft from its newest checkpoint; the target is not needed."""
     spec = directory.spec()
-    checkpoint = load_checkpoint(directory)
+    checkpoint = load_checkpoint(directory.checkpoint)
     state = checkpoint["state_dict"]
     weights = {
         name.removeprefix(_DRAFT_PREFIX): tensor for name, tensor in state.items() if name.startswith(_DRAFT_PREFIX)

@@ -186,10 +186,27 @@ def _prefix(so_far: torch.Tensor, row: torch.Tensor, t: torch.Tensor, hits: torc
     return kept
 
 
-def total_loss(counts: list[StepCounts], decay: float) -> torch.Tensor:
-    """Return the weighted mean cross-entropy over the steps; 0 for a batch without labels."""
+def count_labels(batch: Batch, t2d: torch.Tensor, steps: int) -> torch.Tensor:
+    """Return (K,) float32: ``labels`` of the ``StepCounts`` of each step, without running the draft.
+
+    ``t2d`` (V,) bool. Of the batch only masks, documents and argmax are looked at.
+    """
+    found = []
+    for step, anchors in enumerate(supervised_anchors(batch, steps)):
+        row, t = anchors.nonzero(as_tuple=True)
+        found.append(t2d[batch.argmax[row, t + step + 1]].sum())
+    return torch.stack(found).float()
+
+
+def total_loss(counts: list[StepCounts], decay: float, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the weighted mean cross-entropy over the steps; 0 for a batch without labels.
+
+    ``labels`` (K,) float32 are those of all batches of an optimizer step, if it has others beside this one: the
+    losses of all of them then add up to the mean over all their labels.
+    """
     weights = step_weights(len(counts), decay)
-    terms = [w * step.loss / step.labels.clamp(min=1.0) for w, step in zip(weights, counts, strict=True)]
+    totals = [step.labels for step in counts] if labels is None else labels.unbind()
+    terms = [w * step.loss / n.clamp(min=1.0) for w, step, n in zip(weights, counts, totals, strict=True)]
     return torch.stack(terms).sum()
 
 

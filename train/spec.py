@@ -51,7 +51,7 @@ def draft_spec(config: TrainConfig, target_directory: Path, stored: tuple[int, .
     boundaries = config.boundaries or stored
     if missing := sorted(set(boundaries) - set(stored)):
         raise TrainError(
-            f"{config.store}: boundary {missing[0]} is not in the store, which has "
+            f"{config.store[0]}: boundary {missing[0]} is not in the store, which has "
             f"{','.join(map(str, stored))}. Train on those, or extract again with other --boundaries."
         )
     target = AutoConfig.from_pretrained(target_directory, local_files_only=True)
@@ -69,7 +69,7 @@ def draft_spec(config: TrainConfig, target_directory: Path, stored: tuple[int, .
         vocab_size=target.vocab_size,
         draft_vocab_size=min(config.draft_vocab_size, target.vocab_size),
         max_position_embeddings=target.max_position_embeddings,
-        rope_parameters=_explicit(target.rope_parameters, config.store),
+        rope_parameters=_explicit(target.rope_parameters, config.store[0]),
         norm_output=config.norm_output,
         fc_norm=config.fc_norm,
     )
