@@ -22,6 +22,7 @@ from .vocabulary import membership, offsets
 _DRAFT_PREFIX = "draft."
 
 Dtype = Literal["bfloat16", "float32"]
+Checkpoint = Literal["best", "last"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,15 +33,21 @@ class ExportSummary:
     bytes: int
     engines: list[str]
     """Those that can serve it."""
+    checkpoint: Checkpoint
+    """Whose weights they are."""
 
 
-def export(run: str | Path, out: str | Path, dtype: Dtype = "bfloat16") -> ExportSummary:
-    """Write the draft of a run's newest checkpoint for the engines, and check what was written.
+def export(
+    run: str | Path, out: str | Path, dtype: Dtype = "bfloat16", checkpoint: Checkpoint | None = None
+) -> ExportSummary:
+    """Write the draft of a run's checkpoint for the engines, and check what was written.
 
-    Raises TrainError if ``run`` is none, ExportError if ``out`` is taken or the draft fails the check;
-    then nothing is left at ``out``.
+    ``checkpoint`` is by default the best, where the run has one, and else the last. Raises TrainError if ``run`` is
+    none, ExportError if ``out`` is taken or the draft fails the check; then nothing is left at ``out``.
     """
-    trained = read_trained(RunDirectory(run))
+    directory = RunDirectory(run)
+    chosen = checkpoint or ("best" if directory.best_checkpoint.exists() else "last")
+    trained = read_trained(directory, chosen)
     destination = Path(out).absolute()
     if destination.exists():
         raise ExportError(f"{destination}: exists. Choose another --out, or delete it.")
@@ -60,13 +67,14 @@ def export(run: str | Path, out: str | Path, dtype: Dtype = "bfloat16") -> Expor
         tensors=len(weight_shapes(spec) | vocabulary_shapes(spec)),
         bytes=sum(file.stat().st_size for file in destination.iterdir()),
         engines=["vllm", "sglang"],
+        checkpoint=chosen,
     )
 
 
-def read_trained(directory: RunDirectory) -> TrainedDraft:
-    """Read a run's draft from its newest checkpoint; the target is not needed."""
+def read_trained(directory: RunDirectory, which: Checkpoint = "last") -> TrainedDraft:
+    """Read a run's draft from a checkpoint; the target is not needed."""
     spec = directory.spec()
-    checkpoint = load_checkpoint(directory.checkpoint)
+    checkpoint = load_checkpoint(directory.best_checkpoint if which == "best" else directory.checkpoint)
     state = checkpoint["state_dict"]
     weights = {
         name.removeprefix(_DRAFT_PREFIX): tensor for name, tensor in state.items() if name.startswith(_DRAFT_PREFIX)

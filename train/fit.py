@@ -27,8 +27,9 @@ from .run import RunDirectory
 from .vocabulary import membership, offsets
 
 _log = logging.getLogger(__name__)
-# It sets its own level when imported, and advertises below this one.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# They set their own level when imported, and advertise below this one.
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +121,13 @@ def _callbacks(checkpoints: Checkpoints, has_terminal: bool) -> list[Callback]:
 def _expected_warnings_silenced() -> Iterator[None]:
     """Hold back what Lightning says of a directory that is resumed, and of itself."""
     with warnings.catch_warnings():
-        for message in ("Checkpoint directory .* exists", "Experiment logs directory .* exists", ".*LeafSpec.*"):
+        for message in (
+            "Checkpoint directory .* exists",
+            "Experiment logs directory .* exists",
+            ".*LeafSpec.*",
+            # What is to replace it does send them once.
+            ".*broadcast_buffers.* is deprecated",
+        ):
             warnings.filterwarnings("ignore", message=message)
         yield
 

@@ -59,8 +59,9 @@ def launch(config: TrainConfig, work: Work) -> dict[str, Any]:
     with _interrupt_noted() as is_interrupted:
         try:
             port = _free_port()
-            for number in range(config.devices):
-                ranks.append(_start(config, work, number, port))
+            with _killed_quietly():
+                for number in range(config.devices):
+                    ranks.append(_start(config, work, number, port))
             lost = _wait(ranks, outcomes, is_interrupted)
         finally:
             for rank in ranks:
@@ -178,6 +179,21 @@ def _interrupt_noted() -> Iterator[threading.Event]:
         yield is_interrupted
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _killed_quietly() -> Iterator[None]:
+    """Have Python's resource tracker, started with the first process, not warn of what a killed one left to it."""
+    name = "PYTHONWARNINGS"
+    found = os.environ.get(name)
+    os.environ[name] = ",".join(filter(None, (found, "ignore:resource_tracker")))
+    try:
+        yield
+    finally:
+        if found is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = found
 
 
 def _free_port() -> int:

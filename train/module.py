@@ -101,18 +101,19 @@ class DraftModule(LightningModule):
 
         Raises NotFiniteError, in every process, if loss or gradient are not finite.
         """
-        norm = self._clip(self._config.gradient_clip)
         sums = self._step
-        loss, tokens, norm_sum = self._summed(torch.stack((sums.loss, sums.tokens, norm.float()))).tolist()
+        clipped = self._clip(self._config.gradient_clip).float()
+        loss, tokens, norm = self._summed(torch.stack((sums.loss, sums.tokens, clipped))).tolist()
+        norm /= self.trainer.world_size
         rate = optimizer.param_groups[0]["lr"]
-        if not math.isfinite(loss) or not math.isfinite(norm_sum):
-            raise NotFiniteError(
-                step=self.global_step + 1, loss=loss, gradient_norm=norm_sum / self.trainer.world_size, lr=rate
-            )
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise NotFiniteError(step=self.global_step + 1, loss=loss, gradient_norm=norm, lr=rate)
         self.tokens_trained += int(tokens)
         self.last_loss = loss
         if self._is_logged:
-            self._log("train", metrics(self._summed_counts(sums.counts)) | {"loss": loss}, rate)
+            values = metrics(self._summed_counts(sums.counts)) | {"loss": loss}
+            self.last_metrics = values
+            self._log({f"train/{name}": value for name, value in values.items()} | {"lr": rate, "gradient_norm": norm})
 
     @property
     def _is_logged(self) -> bool:
@@ -214,9 +215,7 @@ class DraftModule(LightningModule):
         total = self._summed(torch.stack([torch.stack([getattr(step, name) for name in names]) for step in counts]))
         return [StepCounts(**dict(zip(names, row.unbind(), strict=True))) for row in total]
 
-    def _log(self, stage: str, values: dict[str, float], rate: float) -> None:
-        self.last_metrics = values
-        named = {f"{stage}/{name}": value for name, value in values.items()} | {"lr": rate}
+    def _log(self, named: dict[str, float]) -> None:
         for logger in self.loggers:
             logger.log_metrics(named, step=self.global_step + 1)
 
