@@ -29,6 +29,7 @@ TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 ExportDtype = Literal["bfloat16", "float32"]
 ExportFormat = Literal["eagle3", "speculators"]
 ExportEngine = Literal["vllm", "sglang", "both"]
+CheckpointOption = Literal["best", "last"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
 _DATA_HELP = (
@@ -175,7 +176,8 @@ def regenerate(
 
 @app.command()
 def train(
-    store: Annotated[str | None, typer.Option(help="Feature store to train from.")] = None,
+    store: Annotated[list[str] | None, typer.Option(help="Feature store to train from; may be repeated.")] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="Passes over each store in an epoch; 1 each.")] = None,
     out: Annotated[str | None, typer.Option(help="Directory of the run; rerunning into it resumes.")] = None,
     view: Annotated[list[str] | None, typer.Option(help="Only the sequences of a view, or of several.")] = None,
     preset: Annotated[str | None, typer.Option(help="Recipe: eagle3, specdrift or eagle1.")] = None,
@@ -203,9 +205,15 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a batch.")] = None,
+    batches_per_step: Annotated[int | None, typer.Option(help="Batches of a step, of all devices together.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Processes that share every step, a GPU each.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="auto, ddp or fsdp.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32-true or bf16-mixed.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the data's order and the first weights.")] = None,
+    early_stopping: Annotated[int | None, typer.Option(help="Validations without progress until the run ends.")] = None,
+    logger: Annotated[list[str] | None, typer.Option(help="tensorboard, csv, wandb, mlflow; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell memory and time of the run.")] = False,
     config: RunFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -214,7 +222,8 @@ def train(
     from .train.config import TrainConfig
 
     options = {
-        "store": store,
+        "store": store or None,
+        "weights": weight or None,
         "out": out,
         "view": view or None,
         "preset": preset,
@@ -231,11 +240,21 @@ def train(
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_tokens": batch_tokens,
+        "batches_per_step": batches_per_step,
+        "devices": devices,
+        "strategy": strategy,
         "lr": lr,
         "precision": precision,
         "seed": seed,
+        "early_stopping": early_stopping,
+        "loggers": logger or None,
     }
     settings = load_config(TrainConfig, config, options)
+    if dry_run:
+        from .train.forecast import forecast
+
+        _show(forecast(settings), as_json)
+        return
     from .train.pipeline import run
 
     _show(run(settings), as_json)
@@ -251,12 +270,15 @@ def export(
     ] = "eagle3",
     engine: Annotated[ExportEngine, typer.Option(help="What must serve it; both is whatever can.")] = "both",
     target: Annotated[str | None, typer.Option(help="Target that the speculators format names.")] = None,
+    checkpoint: Annotated[
+        CheckpointOption | None, typer.Option(help="last or best; by default best, where there is one.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the draft as vLLM and SGLang load it, and check what was written."""
     from .train.export import export as export_draft
 
-    _show(export_draft(run, out, dtype, format=format, engine=engine, target=target), as_json)
+    _show(export_draft(run, out, dtype, checkpoint, format=format, engine=engine, target=target), as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 from specx.train.batch import Batch
 from specx.train.config import TrainConfig
+from specx.train.corpus import Corpus
 from specx.train.data import FeatureData
 from specx.train.pipeline import run as train
 
@@ -26,7 +27,8 @@ def assert_same_batches(local: FeatureStore, remote: str) -> None:
     assert len(opened.records) > 2
     config = TrainConfig(store="", out="", epochs=30, batch_tokens=512, shuffle_parts=2, holdout_fraction=0.0)
     loaders = [
-        FeatureData(config, FeatureReader(store), store.info.boundaries).train_dataloader() for store in (local, opened)
+        FeatureData(config, Corpus([FeatureReader(store)], store.info.boundaries)).train_dataloader()
+        for store in (local, opened)
     ]
     batches = list(itertools.islice(zip(*loaders, strict=True), 50))
     assert len(batches) == 50

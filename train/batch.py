@@ -13,8 +13,9 @@ from typing import Self
 import numpy as np
 import torch
 
-from ..storage.reader import FeatureReader, Read
+from ..storage.reader import Read
 from ..storage.schema import Array
+from .corpus import Corpus
 from .packing import BatchPlan
 
 PADDING = -1
@@ -45,6 +46,9 @@ class Batch:
     """(B, T, K) int64, by falling logit; None where the last hidden states give all logits"""
     topk_logprob: torch.Tensor | None = None
     """(B, T, K) float16, over the target's full vocabulary; None as ``topk_ids``"""
+    window_labels: torch.Tensor | None = None
+    """(unrolled steps,) float32; labels that count in all batches that this process adds to the optimizer step; None
+    where this is the only one of all processes"""
 
     def to(self, device: torch.device) -> Self:
         """Copy every tensor to a device."""
@@ -58,37 +62,39 @@ class Batch:
         return int((self.documents != PADDING).sum())
 
 
-def read_batch(reader: FeatureReader, plan: BatchPlan, lengths: Sequence[int], columns: tuple[int, ...]) -> Batch:
-    """Read the sequences of ``plan`` and pack them.
+def read_batch(corpus: Corpus, plan: BatchPlan, lengths: Sequence[int], *, labels_only: bool = False) -> Batch:
+    """Read the sequences of ``plan`` and pack them; a row of none is one token of padding.
 
-    ``lengths`` says how many tokens of each sequence to read, ``columns`` which of the store's boundaries.
+    ``lengths`` says how many tokens of each sequence to read. ``labels_only`` reads just what decides which labels
+    count: the masks and the argmax; hidden states are then of width 0, and the rest is zeros.
     Raises StoreCorruptError where a byte differs from what was committed.
     """
-    info = reader.store.info
-    H, K = info.hidden_size, info.top_k
-    B, T = len(plan), max(sum(lengths[sequence] for sequence in row) for row in plan)
+    info = corpus.info
+    H, K = (0, 0) if labels_only else (info.hidden_size, info.top_k)
+    B, T = len(plan), max(1, max(sum(lengths[sequence] for sequence in row) for row in plan))
     input_ids, argmax = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
     loss_mask, lse = np.zeros((B, T), np.uint8), np.zeros((B, T), np.float32)
     documents, positions = np.full((B, T), PADDING, np.int64), np.zeros((B, T), np.int64)
     # A boundary is read at once: its rows must lie together, or every chunk is copied once more.
-    aux_hidden = np.zeros((len(columns), B, T, H), np.uint16)
-    plain: dict[str, Array] = {"input_ids": input_ids, "loss_mask": loss_mask, "lse": lse, "argmax": argmax}
+    aux_hidden = np.zeros((len(corpus.boundaries), B, T, H), np.uint16)
+    plain: dict[str, Array] = {"loss_mask": loss_mask, "argmax": argmax, "input_ids": input_ids, "lse": lse}
     if info.last_hidden:
         plain["last_hidden"] = np.zeros((B, T, H), np.uint16)
     else:
         plain["topk_ids"], plain["topk_logprob"] = np.zeros((B, T, K), np.uint32), np.zeros((B, T, K), np.float16)
+    needed = {name: plain[name] for name in ("loss_mask", "argmax")} if labels_only else plain
     wanted: list[Read] = []
     for b, row in enumerate(plan):
         start = 0
         for document, sequence in enumerate(row):
             span = slice(start, start + lengths[sequence])
-            for i, column in enumerate(columns):
-                wanted.append(Read(sequence, "aux_hidden", aux_hidden[i, b, span], column))
-            wanted += [Read(sequence, name, array[b, span]) for name, array in plain.items()]
+            if not labels_only:
+                wanted += [Read(sequence, "aux_hidden", rows[b, span], i) for i, rows in enumerate(aux_hidden)]
+            wanted += [Read(sequence, name, array[b, span]) for name, array in needed.items()]
             documents[b, span] = document
             positions[b, span] = np.arange(lengths[sequence])
             start = span.stop
-    reader.read_all(wanted)
+    corpus.read_all(wanted)
     return Batch(
         input_ids=torch.from_numpy(input_ids).long(),
         loss_mask=torch.from_numpy(loss_mask).bool(),

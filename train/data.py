@@ -1,6 +1,6 @@
 """The data of a run: which sequences train, which validate, and in which order.
 
-Shapes: S sequences of the catalogue.
+Shapes: S sequences of all stores, V target vocabulary.
 """
 
 import gc
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch import LightningDataModule
 
 from ..storage.hashing import unit_interval
-from ..storage.reader import FeatureReader
 from .config import TrainConfig
+from .corpus import Corpus
 from .errors import TrainError
-from .loader import BatchLoader
-from .packing import BatchPlan, BatchShape, batch_shape, of_rank, plan_epoch, shuffled
+from .loader import BatchLoader, Window
+from .packing import BatchPlan, BatchShape, batch_shape, drawn, of_rank, of_rank_filled, plan_epoch, shuffled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,70 +25,107 @@ class Split:
 
     train: npt.NDArray[np.int64]
     holdout: npt.NDArray[np.int64]
+    """What several stores have is here once."""
 
 
-def split_sequences(reader: FeatureReader, holdout_fraction: float) -> Split:
-    """Split by the hash of the token ids: a sequence is on the same side in every run and store."""
-    is_held_out = unit_interval(reader.catalogue.ids) < holdout_fraction
-    return Split(train=np.flatnonzero(~is_held_out), holdout=np.flatnonzero(is_held_out))
+def split_sequences(corpus: Corpus, holdout_fraction: float) -> Split:
+    """Split by the hash of the token ids: a sequence is on the same side in every run and store.
+
+    Raises TrainError for a store without any to train on.
+    """
+    is_held_out = unit_interval(corpus.ids) < holdout_fraction
+    train, holdout = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    for number, reader in enumerate(corpus.readers):
+        if not (corpus.store[train] == number).any():
+            raise TrainError(f"{reader.store.root}: no sequences to train on. Run `specx extract` first.")
+    if len(corpus.readers) > 1:
+        holdout = np.sort(holdout[np.unique(corpus.ids[holdout], axis=0, return_index=True)[1]])
+    return Split(train=train, holdout=holdout)
 
 
 class FeatureData(LightningDataModule):
-    """Streams a store. One Lightning epoch is the whole run, so a position in it is one number."""
+    """Streams a corpus. One Lightning epoch is the whole run, so a position in it is one number."""
 
-    def __init__(self, config: TrainConfig, reader: FeatureReader, boundaries: tuple[int, ...]) -> None:
+    def __init__(self, config: TrainConfig, corpus: Corpus, batches_per_step: int = 1) -> None:
         """Plan the run; raise TrainError if there is nothing to train on."""
         super().__init__()
-        self.reader = reader
-        self.split = split_sequences(reader, config.holdout_fraction)
-        if not len(self.split.train):
-            raise TrainError(f"{config.store}: no sequences to train on. Run `specx extract` first.")
-        self._columns = tuple(reader.store.info.boundaries.index(boundary) for boundary in boundaries)
-        lengths = reader.catalogue.length
+        self.corpus = corpus
+        self.batches_per_step = batches_per_step
+        self.split = split_sequences(corpus, config.holdout_fraction)
+        self.known: npt.NDArray[np.bool_] | None = None
+        """(V,) whether the draft knows a token; needed where an optimizer step has several batches."""
+        lengths = corpus.length
         if config.max_length is not None:
             lengths = np.minimum(lengths, config.max_length)
+        self._ttt_steps = config.ttt_steps
         self._lengths: list[int] = lengths.tolist()
         shape = batch_shape(lengths[np.concatenate((self.split.train, self.split.holdout))], config.batch_tokens)
-        self.plans = _run_plans(config, lengths, reader.catalogue.unit, self.split.train, shape)
-        """Of all processes together."""
+        self.plans = _run_plans(config, corpus, lengths, self.split.train, shape, batches_per_step)
+        """Of all processes together; whole optimizer steps."""
+        if not self.plans:
+            raise TrainError(
+                f"{corpus.readers[0].store.root}: fewer batches than the {batches_per_step} of one optimizer step. "
+                "Lower batches_per_step or batch_tokens, or train for more epochs."
+            )
         # In the order of the store, so that each part is fetched once.
-        self._holdout_plans = plan_epoch(lengths, shape, self.split.holdout)
+        self.holdout_plans = plan_epoch(lengths, shape, self.split.holdout)
         self.loader: BatchLoader | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return len(self.plans) // self.batches_per_step
+
+    def step_plans(self, step: int) -> list[BatchPlan]:
+        """Return the batches of one optimizer step, of all processes; the first step is 1."""
+        return self.plans[(step - 1) * self.batches_per_step : step * self.batches_per_step]
 
     def train_dataloader(self) -> BatchLoader:
         """Return this process's share of the run's batches."""
-        self.loader = self._loader(self.plans)
+        rank, world_size = self._place()
+        window = None
+        if self.batches_per_step > 1:
+            assert self.known is not None
+            window = Window(
+                batches=self.batches_per_step // world_size, steps=self._ttt_steps, t2d=torch.from_numpy(self.known)
+            )
+        self.loader = BatchLoader(self.corpus, of_rank(self.plans, rank, world_size), self._lengths, window=window)
         return self.loader
 
     def val_dataloader(self) -> BatchLoader:
         """Return this process's share of the held-out batches, the same every time."""
-        return self._loader(self._holdout_plans)
+        return BatchLoader(self.corpus, of_rank_filled(self.holdout_plans, *self._place()), self._lengths)
 
-    def _loader(self, plans: list[BatchPlan]) -> BatchLoader:
+    def _place(self) -> tuple[int, int]:
         trainer = self.trainer
-        if trainer is not None and trainer.world_size > 1:
-            plans = of_rank(plans, trainer.global_rank, trainer.world_size)
-        return BatchLoader(self.reader, plans, lengths=self._lengths, columns=self._columns)
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def _run_plans(
     config: TrainConfig,
+    corpus: Corpus,
     lengths: npt.NDArray[np.int64],
-    units: npt.NDArray[np.int64],
     sequences: npt.NDArray[np.int64],
     shape: BatchShape,
+    batches_per_step: int,
 ) -> list[BatchPlan]:
+    weights = config.weights or (1.0,) * len(corpus.readers)
+    shares = [sequences[corpus.store[sequences] == number] for number in range(len(weights))]
+    wanted = config.max_steps * batches_per_step if config.max_steps else None
     plans: list[BatchPlan] = []
     epoch = 0
     # Of millions of small lists the collector would look through all, again and again, and find nothing.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        while len(plans) < config.max_steps if config.max_steps else epoch < config.epochs:
-            order = shuffled(units[sequences], config.shuffle_parts, config.seed, epoch)
-            plans += plan_epoch(lengths, shape, sequences[order])
+        while len(plans) < wanted if wanted else epoch < config.epochs:
+            taken = [drawn(share, weights[i], (config.seed, i), epoch) for i, share in enumerate(shares)]
+            epoch_sequences = np.concatenate(taken)
+            order = shuffled(corpus.unit[epoch_sequences], config.shuffle_parts, config.seed, epoch)
+            plans += plan_epoch(lengths, shape, epoch_sequences[order])
             epoch += 1
     finally:
         if was_enabled:
             gc.enable()
-    return plans[: config.max_steps]
+    # What is left behind the last whole step is not trained on.
+    return plans[: wanted if wanted else len(plans) - len(plans) % batches_per_step]

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _DRAFT_PREFIX = "draft."
 
 Dtype = Literal["bfloat16", "float32"]
+Checkpoint = Literal["best", "last"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,24 +37,29 @@ class ExportSummary:
     bytes: int
     engines: list[str]
     """Those that can serve it."""
+    checkpoint: Checkpoint
+    """Whose weights they are."""
 
 
 def export(
     run: str | Path,
     out: str | Path,
     dtype: Dtype = "bfloat16",
+    checkpoint: Checkpoint | None = None,
     *,
     format: Format = "eagle3",  # noqa: A002 - the option's name
     engine: Engine | Literal["both"] = "both",
     target: str | None = None,
 ) -> ExportSummary:
-    """Write the draft of a run's newest checkpoint for the engines, and check what was written.
+    """Write the draft of a run's checkpoint for the engines, and check what was written.
 
-    With ``engine`` both it is written for those that can serve it. Raises TrainError if ``run`` is none,
-    ExportError if ``out`` is taken, no engine asked for can serve the draft, or it fails the check; then
-    nothing is left at ``out``.
+    ``checkpoint`` is by default the best, where the run has one, and else the last. With ``engine`` both it
+    is written for those that can serve it. Raises TrainError if ``run`` is none, ExportError if ``out`` is
+    taken, no engine asked for can serve the draft, or it fails the check; then nothing is left at ``out``.
     """
-    trained = read_trained(RunDirectory(run))
+    directory = RunDirectory(run)
+    chosen = checkpoint or ("best" if directory.best_checkpoint.exists() else "last")
+    trained = read_trained(directory, chosen)
     spec = trained.spec
     engines = require_servable(spec, format, ENGINES if engine == "both" else (engine,), str(run))
     form = Form(format=format, engines=engines, target=target)
@@ -79,13 +85,14 @@ def export(
         tensors=len(tensor_shapes(spec, form)),
         bytes=sum(file.stat().st_size for file in destination.iterdir()),
         engines=list(engines),
+        checkpoint=chosen,
     )
 
 
-def read_trained(directory: RunDirectory) -> TrainedDraft:
-    """Read a run's draft from its newest checkpoint; the target is not needed."""
+def read_trained(directory: RunDirectory, which: Checkpoint = "last") -> TrainedDraft:
+    """Read a run's draft from a checkpoint; the target is not needed."""
     spec = directory.spec()
-    checkpoint = load_checkpoint(directory)
+    checkpoint = load_checkpoint(directory.best_checkpoint if which == "best" else directory.checkpoint)
     state = checkpoint["state_dict"]
     weights = {
         name.removeprefix(_DRAFT_PREFIX): tensor for name, tensor in state.items() if name.startswith(_DRAFT_PREFIX)

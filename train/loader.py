@@ -10,15 +10,33 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-from ..storage.reader import FeatureReader
+import torch
+
 from .batch import Batch, read_batch
+from .corpus import Corpus
+from .objective import count_labels
 from .packing import BatchPlan
 
 _READY_BATCHES = 2
 _STAGED_BATCHES = 64
 """Batches whose parts are fetched ahead, where they are not on a local disk."""
 _STAGING_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """What this process adds to an optimizer step that has more than one batch.
+
+    The loss is a mean over the labels of the whole step, so they are counted before its first batch is trained on.
+    """
+
+    batches: int
+    steps: int
+    """Unrolled steps, whose labels are counted each for itself"""
+    t2d: torch.Tensor
+    """(V,) bool, the draft vocabulary"""
 
 
 class BatchLoader:
@@ -28,17 +46,13 @@ class BatchLoader:
     """
 
     def __init__(
-        self,
-        reader: FeatureReader,
-        plans: Sequence[BatchPlan],
-        *,
-        lengths: Sequence[int],
-        columns: tuple[int, ...],
+        self, corpus: Corpus, plans: Sequence[BatchPlan], lengths: Sequence[int], *, window: Window | None = None
     ) -> None:
-        self._reader = reader
+        """``lengths`` says how many tokens of each sequence are read; with a window batches have ``window_labels``."""
+        self._corpus = corpus
         self._plans = plans
         self._lengths = lengths
-        self._columns = columns
+        self._window = window
         self._start = 0
         self._next = 0
         self.wait_s = 0.0
@@ -53,7 +67,7 @@ class BatchLoader:
         ready: queue.Queue[Batch | BaseException] = queue.Queue(_READY_BATCHES)
         stopped = threading.Event()
         thread = threading.Thread(
-            target=self._produce, args=(self._plans[self._next :], ready, stopped), name="batch reader", daemon=True
+            target=self._produce, args=(self._next, ready, stopped), name="batch reader", daemon=True
         )
         thread.start()
         try:
@@ -80,25 +94,33 @@ class BatchLoader:
         """Go on from a checkpoint."""
         self._start = state_dict["next_batch"]
 
-    def _produce(
-        self, plans: Sequence[BatchPlan], ready: "queue.Queue[Batch | BaseException]", stopped: threading.Event
-    ) -> None:
+    def _produce(self, first: int, ready: "queue.Queue[Batch | BaseException]", stopped: threading.Event) -> None:
         staged = ThreadPoolExecutor(_STAGING_THREADS, thread_name_prefix="part staging")
+        plans = self._plans[first:]
+        labels: torch.Tensor | None = None
         try:
             # What goes wrong here goes wrong again where the batch is read.
-            ahead = iter(plans if self._reader.store.place.is_remote else ())
+            ahead = iter(plans if self._corpus.is_remote else ())
             for plan in itertools.islice(ahead, _STAGED_BATCHES):
-                staged.submit(self._reader.stage, itertools.chain.from_iterable(plan))
-            for plan in plans:
+                staged.submit(self._corpus.stage, itertools.chain.from_iterable(plan))
+            for number, plan in enumerate(plans, start=first):
                 if stopped.is_set():
                     return
                 for later in itertools.islice(ahead, 1):
-                    staged.submit(self._reader.stage, itertools.chain.from_iterable(later))
-                ready.put(read_batch(self._reader, plan, self._lengths, self._columns))
+                    staged.submit(self._corpus.stage, itertools.chain.from_iterable(later))
+                if self._window is not None and number % self._window.batches == 0:
+                    labels = self._labels(self._window, number)
+                ready.put(replace(read_batch(self._corpus, plan, self._lengths), window_labels=labels))
         except BaseException as error:  # raised again where the batch is asked for
             ready.put(error)
         finally:
             staged.shutdown(cancel_futures=True)
+
+    def _labels(self, window: Window, first: int) -> torch.Tensor:
+        """Count the labels (K,) of the batches that this process adds to a step, of which ``first`` is the first."""
+        plans = self._plans[first : first + window.batches]
+        batches = (read_batch(self._corpus, plan, self._lengths, labels_only=True) for plan in plans)
+        return torch.stack([count_labels(batch, window.t2d, window.steps) for batch in batches]).sum(0)
 
 
 def _drain(ready: "queue.Queue[Batch | BaseException]") -> None:

@@ -3,19 +3,26 @@
 Shapes: B rows, T tokens, H hidden size, V target vocabulary, Vd draft vocabulary.
 """
 
+import dataclasses
+import math
 import time
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from .batch import Batch
+from .batch import PADDING, Batch
+from .checkpoint import rewind
 from .config import TrainConfig
-from .eagle1 import Eagle1Draft, evaluate_eagle1, uniform_noise
+from .eagle1 import Eagle1Draft, evaluate_eagle1
+from .errors import NotFiniteError
 from .exported import new_draft
-from .objective import StepCounts, Vocabulary, evaluate_steps, metrics, total_loss
+from .labels import Vocabulary
+from .noise import uniform_noise
+from .objective import Objective, StepCounts, evaluate, metrics, step_weights, total_loss
 from .spec import DraftSpec
 
 
@@ -36,6 +43,9 @@ class DraftModule(LightningModule):
         super().__init__()
         self._config = config
         self._steps = steps
+        self._objective = Objective(
+            loss=config.loss, step_weights=config.step_weights or step_weights(config.ttt_steps, config.step_decay)
+        )
         self.draft = new_draft(spec)
         self.vocabulary = vocabulary
         # The target's and frozen: in the store, not in the checkpoints.
@@ -46,43 +56,106 @@ class DraftModule(LightningModule):
         self.session_seconds = 0.0
         """Since this process started or resumed."""
         self.last_metrics: dict[str, float] = {}
+        self.last_loss = 0.0
+        """Of the last optimizer step."""
+        self.validated_step: int | None = None
+        """The step whose weights ``last_metrics`` are of, if they are the held-out split's."""
         self._validation: list[StepCounts] | None = None
+        self._step = _StepSums()
         self._clock = 0.0
 
-    def forward(self, batch: Batch) -> list[StepCounts]:
-        """Unroll the draft over a batch and compare each step with the target."""
-        dtype = self.draft.fc.weight.dtype
-        embedded = self.draft.embed(batch.input_ids, self.embed_tokens).to(dtype)
+    def forward(
+        self, batch: Batch, labels: torch.Tensor | None = None, *, with_metrics: bool = True
+    ) -> tuple[torch.Tensor, list[StepCounts] | None]:
+        """Compare what the draft predicts over a batch with the target; return the loss and each step's sums.
+
+        ``labels`` (K,) are those of the whole optimizer step, if it has other batches; without ``with_metrics`` there
+        may be no sums.
+        """
+        noise = self._config.feature_noise if self.training else 0.0
         if isinstance(self.draft, Eagle1Draft):
-            return evaluate_eagle1(
+            assert batch.last_hidden is not None
+            counts = evaluate_eagle1(
                 self.draft,
-                embedded,
+                self.draft.embed(batch.input_ids, self.embed_tokens).to(self.draft.fc.weight.dtype),
                 batch,
                 self.vocabulary,
                 logit_loss_weight=self._config.logit_loss_weight,
-                noise=self._noise(batch) if self.training else None,
+                noise=uniform_noise(batch.last_hidden, batch, noise) if noise else None,
             )
-        outputs = self.draft.unroll(
-            embedded, batch.aux_hidden.to(dtype), batch.positions, batch.documents, self._config.ttt_steps
+            return total_loss(counts, self._objective.step_weights, labels), counts
+        if noise:
+            noisy = batch.aux_hidden + uniform_noise(batch.aux_hidden, batch, noise)
+            batch = dataclasses.replace(batch, aux_hidden=noisy)
+        device = batch.input_ids.device.type
+        return evaluate(
+            self.draft,
+            self.embed_tokens,
+            batch,
+            self.vocabulary,
+            self._objective,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32,
+            labels=labels,
+            with_metrics=with_metrics,
         )
-        return evaluate_steps(self.draft.lm_head, outputs, batch, self.vocabulary)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of an optimizer step, of all processes together."""
+        return self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_train_start(self) -> None:
         """Start the clock."""
+        self._step = _StepSums()
         self._clock = time.monotonic()
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Return the loss of one batch."""
-        counts = self(batch)
-        loss = total_loss(counts, self._config.step_decay)
-        self.tokens_trained += batch.num_tokens
+        """Return what a batch adds to the loss of its optimizer step."""
+        sums, world_size = self._step, self.trainer.world_size
+        number = (self.global_step * self.trainer.accumulate_grad_batches + sums.batches) * world_size
+        # What is random in a step depends on its place in the run, not on what ran before it or on how many devices.
+        torch.manual_seed(((self._config.seed << 40) + number + self.global_rank) % (1 << 63))
+        if sums.batches == 0 and batch.window_labels is not None:
+            sums.labels = self._summed(batch.window_labels)
+        loss, counts = self.forward(batch, sums.labels, with_metrics=self._is_logged)
+        sums.add(loss.detach(), batch, counts if self._is_logged else None)
+        # Lightning divides by the accumulated batches, and DDP by the processes.
+        return loss if self.batches_per_step == 1 else loss * self.batches_per_step
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of a whole optimizer step, and sum the step up; the weights are as they were before it.
+
+        Raises NotFiniteError, in every process, if loss or gradient are not finite.
+        """
+        sums = self._step
+        clipped = self._clip(self._config.gradient_clip).float()
+        loss, tokens, norm = self._summed(torch.stack((sums.loss, sums.tokens, clipped))).tolist()
+        norm /= self.trainer.world_size
+        rate = optimizer.param_groups[0]["lr"]
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise NotFiniteError(step=self.global_step + 1, loss=loss, gradient_norm=norm, lr=rate)
+        self.tokens_trained += int(tokens)
+        self.last_loss = loss
+        if self._is_logged:
+            values = metrics(self._summed_counts(sums.counts)) | {"loss": loss}
+            self.last_metrics = values
+            self._log({f"train/{name}": value for name, value in values.items()} | {"lr": rate, "gradient_norm": norm})
+
+    @property
+    def _is_logged(self) -> bool:
         step = self.global_step + 1
-        if step % self._config.log_every == 0 or step == self._steps:
-            self._log("train", metrics(counts) | {"loss": loss.item()}, batch)
-        return loss
+        return step % self._config.log_every == 0 or step == self._steps
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Advance the clock, validation left out."""
+        if self._step.batches == self.trainer.accumulate_grad_batches:
+            self._step = _StepSums()
+            self.log("loss", self.last_loss, prog_bar=True, logger=False, batch_size=1)
         now = time.monotonic()
         self.seconds_trained += now - self._clock
         self.session_seconds += now - self._clock
@@ -94,22 +167,27 @@ class DraftModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one held-out batch."""
-        counts = self(batch)
+        _, counts = self(batch)
         if self._validation is None:
             self._validation = counts
         else:
             for total, step in zip(self._validation, counts, strict=True):
                 total.add(step)
 
-    def on_validation_end(self) -> None:
-        """Log what the held-out sequences gave; the clock does not count the time."""
+    def on_validation_epoch_end(self) -> None:
+        """Log what the held-out sequences gave."""
         assert self._validation is not None
-        loss = total_loss(self._validation, self._config.step_decay).item()
-        values = metrics(self._validation) | {"loss": loss}
+        counts = self._summed_counts(self._validation)
+        loss = total_loss(counts, self._objective.step_weights).item()
+        values = metrics(counts) | {"loss": loss}
         self.last_metrics = values
+        self.validated_step = self.global_step
         named = {f"val/{name}": value for name, value in values.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.global_step)
+
+    def on_validation_end(self) -> None:
+        """Leave the time since the last step out."""
         self._clock = time.monotonic()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -140,23 +218,62 @@ class DraftModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting, also where an optimizer step now has another number of batches in each process."""
         self.tokens_trained = checkpoint["totals"]["tokens"]
         self.seconds_trained = checkpoint["totals"]["seconds"]
         self.last_metrics = checkpoint["totals"]["metrics"]
+        rewind(checkpoint, self.trainer.accumulate_grad_batches)
 
-    def _noise(self, batch: Batch) -> torch.Tensor | None:
-        """Draw the step's noise, the same whether the run was resumed or not."""
-        if not self._config.feature_noise:
-            return None
-        generator = torch.Generator(self.device)
-        seed = (self._config.seed * 1_000_003 + self.global_step) * 4096 + self.global_rank
-        return uniform_noise(batch, self._config.feature_noise, generator.manual_seed(seed))
+    def _clip(self, largest: float) -> torch.Tensor:
+        """Scale the gradient down to a norm of at most ``largest``; return its norm before."""
+        model = self.trainer.strategy.model
+        if isinstance(model, FullyShardedDataParallel):
+            return model.clip_grad_norm_(largest)
+        return torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
 
-    def _log(self, stage: str, values: dict[str, float], batch: Batch) -> None:
-        self.last_metrics = values
-        self.log("loss", values["loss"], prog_bar=True, logger=False, batch_size=len(batch.input_ids))
-        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        named = {f"{stage}/{name}": value for name, value in values.items()} | {"lr": rate}
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all processes."""
+        if self.trainer.world_size == 1:
+            return values
+        total = self.trainer.strategy.reduce(values.clone(), reduce_op="sum")
+        assert isinstance(total, torch.Tensor)
+        return total
+
+    def _summed_counts(self, counts: list[StepCounts]) -> list[StepCounts]:
+        if self.trainer.world_size == 1:
+            return counts
+        names = StepCounts.__slots__
+        total = self._summed(torch.stack([torch.stack([getattr(step, name) for name in names]) for step in counts]))
+        return [StepCounts(**dict(zip(names, row.unbind(), strict=True))) for row in total]
+
+    def _log(self, named: dict[str, float]) -> None:
         for logger in self.loggers:
             logger.log_metrics(named, step=self.global_step + 1)
+
+
+class _StepSums:
+    """Sums over those batches of an optimizer step that this process has trained on so far."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.labels: torch.Tensor | None = None
+        """(K,) of all batches of all processes; None where the step has one batch"""
+        self.loss = torch.zeros(())
+        self.tokens = torch.zeros(())
+        self.counts: list[StepCounts] = []
+
+    def add(self, loss: torch.Tensor, batch: Batch, counts: list[StepCounts] | None) -> None:
+        """Add a batch; ``counts`` only where they are logged."""
+        self.batches += 1
+        # Left on the device: looking at a number waits for all that comes before it.
+        self.loss = self.loss.to(loss.device) + loss
+        self.tokens = self.tokens.to(loss.device) + (batch.documents != PADDING).sum()
+        if counts is None:
+            return
+        for step in counts:
+            step.loss = step.loss.detach()
+        if not self.counts:
+            self.counts = counts
+            return
+        for total, step in zip(self.counts, counts, strict=True):
+            total.add(step)

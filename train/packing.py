@@ -87,3 +87,27 @@ def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, order: npt.NDA
 def of_rank(plans: list[BatchPlan], rank: int, world_size: int) -> list[BatchPlan]:
     """Return the batches of one of several processes: disjoint, and as many for each; what is over is left out."""
     return plans[: len(plans) - len(plans) % world_size][rank::world_size]
+
+
+def of_rank_filled(plans: list[BatchPlan], rank: int, world_size: int) -> list[BatchPlan]:
+    """Return the batches of one of several processes, of all batches: who has one less gets one of padding."""
+    share = plans[rank::world_size]
+    is_short = len(share) < -(-len(plans) // world_size)
+    return [*share, [[]]] if is_short else share
+
+
+def drawn(sequences: npt.NDArray[np.int64], weight: float, seed: tuple[int, int], epoch: int) -> npt.NDArray[np.int64]:
+    """Return what an epoch takes of ``sequences`` (S,): each as often as ``weight`` says, ascending.
+
+    Passes over the sequences follow each other, each in an order of its own, and an epoch takes up where the last one
+    stopped: of half a pass an epoch each sequence comes once in two epochs.
+    """
+    if weight == 1:
+        return sequences
+    S = len(sequences)
+    start, stop = round(epoch * weight * S), round((epoch + 1) * weight * S)
+    taken = []
+    for number in range(start // max(S, 1), -(-stop // max(S, 1))):
+        order = np.random.default_rng((*seed, number)).permutation(S)
+        taken.append(order[max(start - number * S, 0) : stop - number * S])
+    return np.sort(sequences[np.concatenate(taken)]) if taken else sequences[:0]

@@ -61,9 +61,7 @@ def computed_rows(batch: Batch, anchors: torch.Tensor) -> Rows:
     runs: list[Run] = []
     row = 0
     for first, last, document_start in described:
-        runs.append(
-            Run(first_row=row, stop_row=row + last - first + 1, first=first, document=document_start)
-        )
+        runs.append(Run(first_row=row, stop_row=row + last - first + 1, first=first, document=document_start))
         row = runs[-1].stop_row
     flat = (
         torch.cat([torch.arange(run.first, run.first + run.stop_row - run.first_row) for run in runs])

@@ -3,8 +3,8 @@
 run.json          settings, store and units, to tell a resume from another run
 draft.json        what the draft is
 vocabulary.npy    (Vd,) int64, target ids of the draft vocabulary
-checkpoints/      last.ckpt
-logs/             TensorBoard and CSV
+checkpoints/      last.ckpt, and best.ckpt: the weights with the longest acceptance length on the held-out split
+logs/             the curves
 result.json       the summary, once the run is complete
 """
 
@@ -22,20 +22,40 @@ from .errors import TrainError
 from .spec import DraftSpec, load_spec, save_spec
 
 
+class StoreRecord(Record):
+    """What a run takes of one store."""
+
+    units: tuple[int, ...]
+    """Units at the first start; later ones are not this run's."""
+    view_files: tuple[str, ...] = ()
+    """Files of the views at the first start, likewise."""
+
+
 class RunRecord(Record):
     """``run.json``"""
 
     settings: dict[str, Any]
     """The config, without where the run lies and how often it logs."""
     target: dict[str, str]
-    """Identity of the store's target."""
-    units: tuple[int, ...]
-    """Units of the store at the first start; later ones are not this run's."""
-    view_files: tuple[str, ...] = ()
-    """Files of the views at the first start, likewise."""
+    """Identity of the stores' target."""
+    batches_per_step: int
+    """As set, or as many as the first start had devices."""
+    stores: tuple[StoreRecord, ...]
 
 
-_FREE_SETTINGS = {"out", "store", "cache_bytes", "checkpoint_every", "validate_every", "log_every"}
+_FREE_SETTINGS = {
+    "out",
+    "store",
+    "cache_bytes",
+    "batches_per_step",
+    "devices",
+    "strategy",
+    "checkpoint_every",
+    "validate_every",
+    "loggers",
+    "log_every",
+}
+"""Those that decide nothing of what a run computes. That of the batches in a step is a record of its own."""
 
 
 class RunDirectory:
@@ -48,6 +68,11 @@ class RunDirectory:
     def checkpoint(self) -> Path:
         """The newest checkpoint, written atomically."""
         return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The weights that did best on the held-out split; there is none without one."""
+        return self.path / "checkpoints" / "best.ckpt"
 
     @property
     def logs(self) -> Path:
@@ -88,13 +113,21 @@ class RunDirectory:
         ids: npt.NDArray[np.int64] = np.load(self.path / "vocabulary.npy", allow_pickle=False)
         return ids
 
-    def require_same(self, settings: dict[str, Any], target: dict[str, str]) -> None:
+    def require_same(self, config: TrainConfig, target: dict[str, str]) -> None:
         """Raise TrainError, naming what differs, if the run here is another one."""
         record = self.record()
+        settings = run_settings(config)
+        if config.batches_per_step is not None:
+            settings["batches_per_step"] = config.batches_per_step
+        if len(config.store) != len(record.stores):
+            raise TrainError(
+                f"{self.path}: this run was begun with {len(record.stores)} stores, now there are {len(config.store)}. "
+                "Use another --out, or the stores it was begun with, in their order."
+            )
         if record.target != target:
             raise TrainError(f"{self.path}: this run was begun on a store of another target. Use another --out.")
-        for key, found in record.settings.items():
-            if found != settings[key]:
+        for key, found in (record.settings | {"batches_per_step": record.batches_per_step}).items():
+            if found != settings.get(key, found):
                 raise TrainError(
                     f"{self.path}: this run was begun with {key} = {found}, now it is {settings[key]}. "
                     "Use another --out, or the settings it was begun with."

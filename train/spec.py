@@ -59,17 +59,18 @@ def draft_spec(
     is_eagle1 = config.method == "eagle1"
     if is_eagle1 and not has_last_hidden:
         raise TrainError(
-            f"{config.store}: has no last hidden states, which EAGLE-1 is trained on. Extract again with --last-hidden."
+            f"{config.store[0]}: has no last hidden states, which EAGLE-1 is trained on. Extract again with "
+            "--last-hidden."
         )
     boundaries = () if is_eagle1 else config.boundaries or stored
     if missing := sorted(set(boundaries) - set(stored)):
         raise TrainError(
-            f"{config.store}: boundary {missing[0]} is not in the store, which has "
+            f"{config.store[0]}: boundary {missing[0]} is not in the store, which has "
             f"{','.join(map(str, stored))}. Train on those, or extract again with other --boundaries."
         )
     target = AutoConfig.from_pretrained(target_directory, local_files_only=True)
     values = target.to_dict()
-    name, architecture = architecture_of(values, config.store)
+    name, architecture = architecture_of(values, config.store[0])
     heads = target.num_attention_heads
     return DraftSpec(
         method=config.method,
@@ -85,7 +86,7 @@ def draft_spec(
         vocab_size=target.vocab_size,
         draft_vocab_size=target.vocab_size if is_eagle1 else min(config.draft_vocab_size, target.vocab_size),
         max_position_embeddings=target.max_position_embeddings,
-        rope_parameters=draft_rope(target.rope_parameters, architecture, config.store),
+        rope_parameters=draft_rope(target.rope_parameters, architecture, config.store[0]),
         norm_output=config.norm_output,
         fc_norm=config.fc_norm,
         norm_before_fc=config.norm_before_fc,

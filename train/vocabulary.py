@@ -6,18 +6,18 @@ Shapes: V target vocabulary, Vd draft vocabulary.
 import numpy as np
 import numpy.typing as npt
 
-from ..storage.reader import FeatureReader
+from .corpus import Corpus
 
 
-def token_counts(reader: FeatureReader, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Count the supervised tokens of some sequences of a store; (V,) int64."""
-    counts = np.zeros(reader.store.info.vocab_size, np.int64)
-    for input_ids in reader.supervised_tokens(sequences):
+def token_counts(corpus: Corpus, store: int, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Count the supervised tokens of those of some sequences that are in one of the stores; (V,) int64."""
+    counts = np.zeros(corpus.info.vocab_size, np.int64)
+    for input_ids in corpus.supervised_tokens(store, sequences[corpus.store[sequences] == store]):
         counts += np.bincount(input_ids, minlength=len(counts))
     return counts
 
 
-def draft_vocabulary(counts: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+def draft_vocabulary(counts: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int64]:
     """Return the ``size`` most frequent token ids, ascending; (Vd,) int64. Lower ids win ties."""
     by_frequency = np.argsort(-counts, kind="stable")
     return np.sort(by_frequency[:size]).astype(np.int64)

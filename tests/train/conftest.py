@@ -1,5 +1,8 @@
 """Small drafts and batches with random weights, in float32."""
 
+import csv
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 
 from specx.train.batch import PADDING, Batch
 from specx.train.draft import Draft
-from specx.train.objective import Vocabulary
+from specx.train.labels import Vocabulary
 from specx.train.spec import DraftSpec
 
 YARN = {
@@ -112,3 +115,20 @@ def batch(spec: DraftSpec) -> Batch:
         argmax=torch.randint(0, spec.vocab_size, (B, T), generator=generator),
         lse=torch.randn(B, T, generator=generator) + 12,
     )
+
+
+@pytest.fixture(scope="session")
+def loss_curve() -> Callable[[Path], dict[int, float]]:
+    """Return the loss by step, of all sessions of a run; a later session's word counts."""
+
+    def read(out: Path, column: str = "train/loss") -> dict[int, float]:
+        curve = {}
+        for path in sorted(out.glob("logs/csv/from_step_*/metrics.csv")):
+            # The last line may be half written.
+            lines = path.read_text().splitlines(keepends=True)
+            for row in csv.DictReader(line for line in lines if line.endswith("\n")):
+                if row[column]:
+                    curve[int(row["step"])] = float(row[column])
+        return curve
+
+    return read

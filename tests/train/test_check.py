@@ -143,5 +143,5 @@ def test_a_draft_that_fails_the_check_is_not_written(tmp_path: Path, trained_run
     checkpoint["state_dict"]["draft.norm.weight"][0] = float("nan")
     torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
     with pytest.raises(ExportError, match="not finite"):
-        export(run, tmp_path / "refused")
+        export(run, tmp_path / "refused", checkpoint="last")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -10,12 +10,17 @@ from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
 from specx.train.batch import PADDING, read_batch
 from specx.train.config import TrainConfig
+from specx.train.corpus import Corpus
 from specx.train.data import FeatureData, split_sequences
 
 
 @pytest.fixture(scope="module")
 def reader(tiny_store: Path) -> FeatureReader:
     return FeatureReader(FeatureStore.open(tiny_store))
+
+
+def corpus(reader: FeatureReader, boundaries: tuple[int, ...] = (1, 3, 5)) -> Corpus:
+    return Corpus([reader], boundaries)
 
 
 def config(store: Path, **settings: object) -> TrainConfig:
@@ -25,7 +30,7 @@ def config(store: Path, **settings: object) -> TrainConfig:
 def test_a_batch_holds_what_the_store_holds(reader: FeatureReader) -> None:
     plan = [[3, 10], [7]]
     lengths = {3: 50, 10: int(reader.catalogue.length[10]), 7: 20}
-    batch = read_batch(reader, plan, lengths, columns=(0, 2))
+    batch = read_batch(corpus(reader, (1, 5)), plan, lengths)
     for row, sequences in enumerate(plan):
         start = 0
         for document, sequence in enumerate(sequences):
@@ -48,21 +53,21 @@ def test_a_batch_holds_what_the_store_holds(reader: FeatureReader) -> None:
 
 
 def test_the_holdout_is_never_trained_on_and_is_the_same_in_every_run(reader: FeatureReader) -> None:
-    split = split_sequences(reader, 0.2)
+    split = split_sequences(corpus(reader), 0.2)
     assert 10 <= len(split.holdout) <= 40
     assert sorted([*split.train, *split.holdout]) == list(range(len(reader.catalogue)))
-    larger = split_sequences(reader, 0.3)
+    larger = split_sequences(corpus(reader), 0.3)
     assert set(split.holdout) <= set(larger.holdout)
-    data = FeatureData(config(reader.store.root, holdout_fraction=0.2), reader, (1, 3, 5))
+    data = FeatureData(config(reader.store.root, holdout_fraction=0.2), corpus(reader))
     planned = {sequence for plan in data.plans for row in plan for sequence in row}
     assert planned == set(split.train.tolist())
 
 
 def test_batches_go_on_from_a_saved_position(reader: FeatureReader) -> None:
-    first = FeatureData(config(reader.store.root, max_steps=6), reader, (1, 3, 5))
+    first = FeatureData(config(reader.store.root, max_steps=6), corpus(reader))
     batches = [batch.input_ids for batch in first.train_dataloader()]
     assert len(batches) == 6
-    loader = FeatureData(config(reader.store.root, max_steps=6), reader, (1, 3, 5)).train_dataloader()
+    loader = FeatureData(config(reader.store.root, max_steps=6), corpus(reader)).train_dataloader()
     loader.load_state_dict({"next_batch": 4})
     resumed = [batch.input_ids for batch in loader]
     assert len(resumed) == 2
@@ -70,7 +75,7 @@ def test_batches_go_on_from_a_saved_position(reader: FeatureReader) -> None:
 
 
 def test_max_length_cuts_sequences_and_their_batches(reader: FeatureReader) -> None:
-    data = FeatureData(config(reader.store.root, max_length=64, max_steps=2), reader, (1, 3, 5))
+    data = FeatureData(config(reader.store.root, max_length=64, max_steps=2), corpus(reader))
     for batch in data.train_dataloader():
         assert int(batch.positions.max()) == 63
 
@@ -78,7 +83,7 @@ def test_max_length_cuts_sequences_and_their_batches(reader: FeatureReader) -> N
 def test_leaving_the_loop_early_ends_the_reading_thread(reader: FeatureReader) -> None:
     import threading
 
-    data = FeatureData(config(reader.store.root), reader, (1, 3, 5))
+    data = FeatureData(config(reader.store.root), corpus(reader))
     batches = iter(data.train_dataloader())
     next(batches)
     batches.close()
@@ -93,6 +98,6 @@ def test_damage_met_by_the_reading_thread_is_raised_in_the_loop(store_copy: Path
         content[1000] ^= 1
         shard.write_bytes(content)
     reader = FeatureReader(FeatureStore.open(store_copy))
-    data = FeatureData(config(store_copy), reader, (1, 3, 5))
+    data = FeatureData(config(store_copy), corpus(reader))
     with pytest.raises(StoreCorruptError, match="checksum of chunk"):
         list(data.train_dataloader())

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
+from specx.train.corpus import Corpus
 from specx.train.vocabulary import draft_vocabulary, membership, offsets, token_counts
 
 
@@ -23,7 +24,7 @@ def test_offsets_lead_back_to_target_ids_and_membership_marks_them() -> None:
 
 def test_only_supervised_tokens_are_counted(tiny_store: Path, regen: Path) -> None:
     reader = FeatureReader(FeatureStore.open(tiny_store))
-    counts = token_counts(reader, np.arange(len(reader.catalogue)))
+    counts = token_counts(Corpus([reader], (1,)), 0, np.arange(len(reader.catalogue)))
     rows = pq.read_table(regen / "train.parquet").slice(0, 120).to_pylist()
     expected = np.zeros(2048, np.int64)
     for row in rows:
