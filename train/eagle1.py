@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .batch import PADDING, Batch
+from .batch import Batch
 from .layers import DraftAttention, DraftMLP, RMSNorm
 from .objective import StepCounts, Vocabulary, supervised_anchors
 from .rope import rotary_embedding
@@ -19,8 +19,6 @@ from .spec import DraftSpec
 
 LOGITS_AT_ONCE = 2**26
 """Of each kind, in a chunk of rows: 256 MB in float32."""
-_NOISE_LENGTH = 512
-"""Tokens of a sequence whose noise has the half-width itself (``AddUniformNoise`` of EAGLE's training code)."""
 
 
 class Eagle1Layer(nn.Module):
@@ -93,41 +91,25 @@ class Eagle1Draft(nn.Module):
         return self.leave(entered, attended)[0]
 
 
-def uniform_noise(batch: Batch, half_width: float, generator: torch.Generator) -> torch.Tensor:
-    """Return noise (B, T, H) for the last hidden states, in their dtype, scaled as EAGLE's code does.
-
-    It is U(-a, a) * 512 / T, a the half-width and T the length of the token's own sequence.
-    """
-    assert batch.last_hidden is not None
-    B, rows = len(batch.documents), torch.arange(len(batch.documents), device=batch.documents.device)
-    most = int(batch.documents.max()) + 2
-    owner = (batch.documents - PADDING) + rows[:, None] * most  # a number of its own for each sequence
-    length = torch.bincount(owner.flatten(), minlength=B * most)[owner]  # (B, T)
-    drawn = torch.rand(batch.last_hidden.shape, generator=generator, device=generator.device)
-    scale = half_width * _NOISE_LENGTH / length
-    return ((2 * drawn - 1).to(scale.device) * scale[..., None]).to(batch.last_hidden.dtype)
-
-
 def evaluate_eagle1(
     draft: Eagle1Draft,
     embedded: torch.Tensor,
+    inputs: torch.Tensor,
     batch: Batch,
     vocabulary: Vocabulary,
     *,
     logit_loss_weight: float,
-    noise: torch.Tensor | None = None,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[StepCounts]:
     """Compare the predicted features with the target's, as the one step there is.
 
-    ``embedded`` (B, T, H); ``vocabulary`` is the full one. The loss of an anchor is the smooth L1 of its feature,
+    ``embedded`` (B, T, H); ``inputs`` (B, T, H) are the last hidden states as the draft is to see them;
+    ``vocabulary`` is the full one. The loss of an anchor is the smooth L1 of its feature,
     the mean over H, and ``logit_loss_weight`` times the cross-entropy of the target's head on both features.
     """
     assert batch.last_hidden is not None
-    dtype = embedded.dtype
-    features = batch.last_hidden.to(dtype)
-    noisy = features if noise is None else features + noise.to(dtype)
-    predicted = draft(embedded, noisy, batch.positions, batch.documents)
+    features = batch.last_hidden.to(embedded.dtype)
+    predicted = draft(embedded, inputs, batch.positions, batch.documents)
     row, t = supervised_anchors(batch, 1)[0].nonzero(as_tuple=True)  # (R,)
     ours, theirs = predicted[row, t], features[row, t + 1]  # (R, H)
     regression = F.smooth_l1_loss(ours.float(), theirs.float(), reduction="none").mean(-1).sum()

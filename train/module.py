@@ -13,8 +13,9 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .batch import Batch
 from .config import TrainConfig
-from .eagle1 import Eagle1Draft, evaluate_eagle1, uniform_noise
+from .eagle1 import Eagle1Draft, evaluate_eagle1
 from .exported import new_draft
+from .noise import with_uniform_noise
 from .objective import StepCounts, Vocabulary, evaluate_steps, metrics, total_loss
 from .spec import DraftSpec
 
@@ -54,17 +55,17 @@ class DraftModule(LightningModule):
         dtype = self.draft.fc.weight.dtype
         embedded = self.draft.embed(batch.input_ids, self.embed_tokens).to(dtype)
         if isinstance(self.draft, Eagle1Draft):
+            assert batch.last_hidden is not None
             return evaluate_eagle1(
                 self.draft,
                 embedded,
+                self._noisy(batch.last_hidden.to(dtype), batch),
                 batch,
                 self.vocabulary,
                 logit_loss_weight=self._config.logit_loss_weight,
-                noise=self._noise(batch) if self.training else None,
             )
-        outputs = self.draft.unroll(
-            embedded, batch.aux_hidden.to(dtype), batch.positions, batch.documents, self._config.ttt_steps
-        )
+        aux_hidden = self._noisy(batch.aux_hidden.to(dtype), batch)
+        outputs = self.draft.unroll(embedded, aux_hidden, batch.positions, batch.documents, self._config.ttt_steps)
         return evaluate_steps(self.draft.lm_head, outputs, batch, self.vocabulary)
 
     def on_train_start(self) -> None:
@@ -145,13 +146,13 @@ class DraftModule(LightningModule):
         self.seconds_trained = checkpoint["totals"]["seconds"]
         self.last_metrics = checkpoint["totals"]["metrics"]
 
-    def _noise(self, batch: Batch) -> torch.Tensor | None:
-        """Draw the step's noise, the same whether the run was resumed or not."""
-        if not self._config.feature_noise:
-            return None
+    def _noisy(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Put the step's noise on ``features``, the same whether the run was resumed or not."""
+        if not (self.training and self._config.feature_noise):
+            return features
         generator = torch.Generator(self.device)
         seed = (self._config.seed * 1_000_003 + self.global_step) * 4096 + self.global_rank
-        return uniform_noise(batch, self._config.feature_noise, generator.manual_seed(seed))
+        return with_uniform_noise(features, batch, self._config.feature_noise, generator.manual_seed(seed))
 
     def _log(self, stage: str, values: dict[str, float], batch: Batch) -> None:
         self.last_metrics = values
