@@ -67,6 +67,13 @@ def living(group: int) -> list[str]:
     return found
 
 
+def wait_for_the_end_of(group: int) -> None:
+    deadline = time.monotonic() + 30
+    while living(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def difference(one: dict[int, float], other: dict[int, float]) -> float:
     assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
     return max(abs(one[step] - other[step]) for step in one)
@@ -144,10 +151,7 @@ def test_two_processes_have_the_curve_of_one_and_what_is_killed_goes_on_alone(
     # Only the one that waits for the others: none may outlive it.
     process.kill()
     assert process.wait() == -signal.SIGKILL, process.stderr.read()
-    deadline = time.monotonic() + 30
-    while living(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_the_end_of(process.pid)
     process.communicate()
     saved = load_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"]
     assert 0 < saved < STEPS
@@ -210,7 +214,7 @@ def test_a_process_that_meets_damage_ends_all_with_one_line(tmp_path: Path, stor
     assert "Traceback" not in stderr
     assert len([line for line in stderr.splitlines() if line.startswith("specx: ")]) == 1
     assert "checksum of chunk" in stderr.splitlines()[-1]
-    assert not living(process.pid)
+    wait_for_the_end_of(process.pid)
 
 
 def test_devices_that_cannot_share_a_step_evenly_are_refused(tmp_path: Path, tiny_store: Path) -> None:
