@@ -28,6 +28,8 @@ CodecOption = Literal["lossless", "none", "int8", "fp8"]
 TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 ExportDtype = Literal["bfloat16", "float32"]
 CheckpointOption = Literal["best", "last"]
+ExportFormat = Literal["eagle3", "speculators"]
+ExportEngine = Literal["vllm", "sglang", "both"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
 _DATA_HELP = (
@@ -178,7 +180,26 @@ def train(
     weight: Annotated[list[float] | None, typer.Option(help="Passes over each store in an epoch; 1 each.")] = None,
     out: Annotated[str | None, typer.Option(help="Directory of the run; rerunning into it resumes.")] = None,
     view: Annotated[list[str] | None, typer.Option(help="Only the sequences of a view, or of several.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Recipe: eagle3, specdrift or eagle1.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Boundaries the draft reads, of those stored.")] = None,
+    norm_output: Annotated[
+        bool | None, typer.Option("--norm-output/--no-norm-output", help="Feed back the normed hidden state.")
+    ] = None,
+    fc_norm: Annotated[
+        bool | None, typer.Option("--fc-norm/--no-fc-norm", help="Norm each auxiliary hidden state.")
+    ] = None,
+    norm_before_fc: Annotated[
+        bool | None, typer.Option("--norm-before-fc/--no-norm-before-fc", help="Norm them as one, without --fc-norm.")
+    ] = None,
+    norm_before_residual: Annotated[
+        bool | None,
+        typer.Option("--norm-before-residual/--no-norm-before-residual", help="Residual from the normed state; vLLM."),
+    ] = None,
+    sliding_window: Annotated[int | None, typer.Option(help="Tokens that the draft reaches back.")] = None,
+    train_embeddings: Annotated[
+        bool | None, typer.Option("--train-embeddings/--no-train-embeddings", help="Embeddings of its own; vLLM.")
+    ] = None,
+    init_from: Annotated[str | None, typer.Option(help="Exported draft to start from.")] = None,
     ttt_steps: Annotated[int | None, typer.Option(help="Unrolled training steps, K.")] = None,
     draft_vocab_size: Annotated[int | None, typer.Option(help="Tokens the draft can propose.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
@@ -205,6 +226,14 @@ def train(
         "weights": weight or None,
         "out": out,
         "view": view or None,
+        "preset": preset,
+        "norm_output": norm_output,
+        "fc_norm": fc_norm,
+        "norm_before_fc": norm_before_fc,
+        "norm_before_residual": norm_before_residual,
+        "sliding_window": sliding_window,
+        "train_embeddings": train_embeddings,
+        "init_from": init_from,
         "boundaries": _integers("--boundaries", boundaries),
         "ttt_steps": ttt_steps,
         "draft_vocab_size": draft_vocab_size,
@@ -239,12 +268,17 @@ def export(
     checkpoint: Annotated[
         CheckpointOption | None, typer.Option(help="last or best; by default best, where there is one.")
     ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        ExportFormat, typer.Option(help="eagle3, or speculators for vLLM; EAGLE-1 drafts go by eagle3 too.")
+    ] = "eagle3",
+    engine: Annotated[ExportEngine, typer.Option(help="What must serve it; both is whatever can.")] = "both",
+    target: Annotated[str | None, typer.Option(help="Target that the speculators format names.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the draft as vLLM and SGLang load it, and check what was written."""
     from .train.export import export as export_draft
 
-    _show(export_draft(run, out, dtype, checkpoint), as_json)
+    _show(export_draft(run, out, dtype, format=format, engine=engine, target=target, checkpoint=checkpoint), as_json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ Shapes: Vd draft vocabulary, D head dimension.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .contract import CONFIG_FILE, WEIGHTS_FILE, engine_config, vocabulary_shapes, weight_shapes
+from .contract import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
 from .errors import ExportError
+from .forms import Form, form_config, needs_bias, tensor_shapes, written_name
 from .rope import rotary_embedding
 from .spec import DraftSpec
 
@@ -42,12 +44,12 @@ class TrainedDraft:
     """The concentration trained with."""
 
 
-def check_draft(directory: Path, trained: TrainedDraft) -> None:
+def check_draft(directory: Path, trained: TrainedDraft, form: Form) -> None:
     """Raise ExportError, naming the first thing that is wrong, unless the files are the trained draft."""
     config = _config(directory / CONFIG_FILE)
-    _check_config(directory / CONFIG_FILE, config, trained.spec)
-    _check_rope(directory / CONFIG_FILE, config, trained)
-    _check_tensors(directory / WEIGHTS_FILE, _DTYPES[config["dtype"]], trained)
+    _check_config(directory / CONFIG_FILE, config, trained.spec, form)
+    _check_rope(directory / CONFIG_FILE, config.get("transformer_layer_config", config), trained)
+    _check_tensors(directory / WEIGHTS_FILE, _DTYPES[config["dtype"]], trained, form)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -58,30 +60,34 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_config(path: Path, config: dict[str, Any], spec: DraftSpec) -> None:
+def _check_config(path: Path, config: dict[str, Any], spec: DraftSpec, form: Form) -> None:
     if config.get("dtype") not in _DTYPES:
         raise ExportError(f"{path}: dtype is {config.get('dtype')}, expected one of {', '.join(_DTYPES)}")
-    expected = engine_config(spec, config["dtype"])
+    found, expected = dict(_flat(config)), dict(_flat(form_config(spec, config["dtype"], form)))
     for key, value in expected.items():
-        if key not in config:
+        if key not in found:
             raise ExportError(f"{path}: {key} is missing, expected {value}")
-        if config[key] != value:
-            raise ExportError(f"{path}: {key} is {config[key]}, the draft was trained with {value}")
-    for key in sorted(set(config) - set(expected)):
+        if found[key] != value:
+            raise ExportError(f"{path}: {key} is {found[key]}, the draft was trained with {value}")
+    for key in sorted(set(found) - set(expected)):
         reason = ": an engine reads it against the rope block" if key in _FORBIDDEN_TOP_KEYS else ""
         raise ExportError(f"{path}: unexpected key {key}{reason}")
-    _check_layer_ids(path, config, spec)
+    _check_layer_ids(path, spec)
 
 
-def _check_layer_ids(path: Path, config: dict[str, Any], spec: DraftSpec) -> None:
-    inputs, outputs = (
-        config["eagle_aux_hidden_state_layer_ids"],
-        config["eagle_config"]["eagle_aux_hidden_state_layer_ids"],
-    )
-    if [layer + 1 for layer in outputs] != inputs:
-        raise ExportError(f"{path}: layer ids {inputs} (block inputs) and {outputs} (block outputs) disagree")
-    if list(inputs) != sorted(set(inputs)) or not all(1 <= layer < spec.num_target_layers for layer in inputs):
-        raise ExportError(f"{path}: layer ids {inputs}, expected ascending ids from 1 to {spec.num_target_layers - 1}")
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the config's values by their dotted names."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _check_layer_ids(path: Path, spec: DraftSpec) -> None:
+    layers = list(spec.boundaries)
+    if layers != sorted(set(layers)) or not all(1 <= layer < spec.num_target_layers for layer in layers):
+        raise ExportError(f"{path}: layer ids {layers}, expected ascending ids from 1 to {spec.num_target_layers - 1}")
 
 
 def _check_rope(path: Path, config: dict[str, Any], trained: TrainedDraft) -> None:
@@ -102,13 +108,15 @@ def _check_rope(path: Path, config: dict[str, Any], trained: TrainedDraft) -> No
         )
 
 
-def _check_tensors(path: Path, dtype: torch.dtype, trained: TrainedDraft) -> None:
+def _check_tensors(path: Path, dtype: torch.dtype, trained: TrainedDraft, form: Form) -> None:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path}: not readable ({error})") from error
-    weights, vocabulary = weight_shapes(trained.spec), vocabulary_shapes(trained.spec)
-    expected = weights | vocabulary
+    weights = {written_name(name, form): weight for name, weight in trained.weights.items()}
+    if needs_bias(trained.spec, form):
+        weights["fc.bias"] = torch.zeros(trained.spec.hidden_size)
+    expected, vocabulary = tensor_shapes(trained.spec, form), vocabulary_shapes(trained.spec)
     if missing := sorted(set(expected) - set(tensors)):
         raise ExportError(f"{path}: tensor {missing[0]} is missing; engines would serve it untrained, in silence")
     if unexpected := sorted(set(tensors) - set(expected)):
@@ -121,7 +129,7 @@ def _check_tensors(path: Path, dtype: torch.dtype, trained: TrainedDraft) -> Non
             raise ExportError(f"{path}: {name} is {tensors[name].dtype}, the config says {dtype}")
         if not tensors[name].isfinite().all():
             raise ExportError(f"{path}: {name} has values that are not finite; look at the loss of the run")
-        if not torch.equal(tensors[name], trained.weights[name].to(dtype)):
+        if not torch.equal(tensors[name], weights[name].to(dtype)):
             raise ExportError(f"{path}: {name} differs from the run's; the order of its inputs may have changed")
     if vocabulary:
         _check_vocabulary(path, tensors["d2t"], tensors["t2d"], trained.vocabulary)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..run_file import RunConfig
+from .presets import with_preset
 
 
 def _several(value: Any) -> Any:
@@ -25,6 +26,10 @@ class TrainConfig(RunConfig):
     boundaries: tuple[int, ...] | None = None
     """Boundaries the draft reads, of those in the store; None is all of them."""
 
+    preset: Literal["eagle3", "specdrift", "eagle1"] | None = None
+    """Defaults of the settings by the name of a recipe; what is given overrides them."""
+    method: Literal["eagle3", "eagle1"] = "eagle3"
+    """Kind of draft; eagle1 implies the preset of that name, and is EAGLE-2 where the engine drafts a tree."""
     ttt_steps: int = Field(default=4, ge=1)
     """Unrolled (test-time training) steps, K."""
     step_decay: float = Field(default=0.8, gt=0, le=1)
@@ -37,6 +42,21 @@ class TrainConfig(RunConfig):
     """Feed the normed hidden state back into the next step, not the residual stream."""
     fc_norm: bool = True
     """Norm each auxiliary hidden state by itself before they are fused."""
+    norm_before_fc: bool = False
+    """Norm all auxiliary hidden states as one vector before they are fused, instead of ``fc_norm``."""
+    norm_before_residual: bool = False
+    """The residual stream starts from the normed hidden state; vLLM only."""
+    sliding_window: int | None = Field(default=None, ge=2)
+    """Tokens that the draft's attention reaches back, its own included; None is all."""
+    train_embeddings: bool = False
+    """Train embeddings too, from the target's, instead of sharing those; vLLM only."""
+    init_from: str | None = None
+    """Directory of an exported draft to start from; the draft vocabulary is that draft's."""
+    feature_noise: float = Field(default=0.0, ge=0)
+    """Half-width a of uniform noise on the input features: U(-a, a) * 512 / T in a sequence of T tokens, as EAGLE-1's
+    code does (``AddUniformNoise`` with std 2a). 0 is none."""
+    logit_loss_weight: float = Field(default=0.1, ge=0)
+    """EAGLE-1: weight of the cross-entropy beside the features' smooth L1."""
 
     epochs: int = Field(default=2, ge=1)
     """Passes over the data, unless ``max_steps`` is set."""
@@ -86,6 +106,40 @@ class TrainConfig(RunConfig):
     """Steps between lines of the logs."""
     seed: int = 0
     """Of the order of the data and the draft's first weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _one_recipe(self) -> Self:
+        if self.fc_norm and self.norm_before_fc:
+            raise ValueError("fc_norm and norm_before_fc exclude each other; turn one off")
+        if self.sliding_window is not None and self.sliding_window <= self.ttt_steps:
+            raise ValueError(
+                f"sliding_window {self.sliding_window} must be above ttt_steps {self.ttt_steps}: "
+                "a step reads all the steps before it"
+            )
+        if self.method == "eagle1":
+            self._require_plain()
+        return self
+
+    def _require_plain(self) -> None:
+        plain = {
+            "ttt_steps": 1,
+            "boundaries": None,
+            "norm_output": False,
+            "fc_norm": False,
+            "norm_before_fc": False,
+            "norm_before_residual": False,
+            "sliding_window": None,
+            "train_embeddings": False,
+        }
+        settings = self.model_dump()
+        for key, value in plain.items():
+            if settings[key] != value:
+                raise ValueError(f"{key} is {settings[key]}, but an EAGLE-1 draft has it at {value}; leave it out")
 
     @field_validator("boundaries")
     @classmethod

@@ -11,65 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .rope import rotary_embedding, rotate
+from .layers import DraftAttention, DraftMLP, RMSNorm
+from .rope import rotary_embedding
 from .spec import DraftSpec
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's, with the weight brought to the input's type: autocast mixes them, and the fused kernel refuses."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (…, H) to (…, H)."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-
-
-class DraftAttention(nn.Module):
-    """Projections of the one attention; its inputs are the embedding and the hidden state, side by side."""
-
-    def __init__(self, spec: DraftSpec) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            spec.num_attention_heads,
-            spec.num_key_value_heads,
-            spec.head_dim,
-        )
-        width = 2 * spec.hidden_size
-        self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, spec.hidden_size, bias=False)
-
-    def project(
-        self, inputs: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map ``inputs`` (B, T, 2H) to rotated q, k and plain v, each (B, n, T, D), kv heads repeated."""
-        queries, keys, values = (
-            projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        groups = self.heads // self.kv_heads
-        keys = rotate(keys, cos, sin).repeat_interleave(groups, dim=1)
-        return rotate(queries, cos, sin), keys, values.repeat_interleave(groups, dim=1)
-
-    def output(self, attended: torch.Tensor) -> torch.Tensor:
-        """Map ``attended`` (B, n, T, D) to (B, T, H)."""
-        mixed: torch.Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
-        return mixed
-
-
-class DraftMLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map (…, H) to (…, H)."""
-        mixed: torch.Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
-        return mixed
 
 
 class DraftLayer(nn.Module):
@@ -77,9 +21,10 @@ class DraftLayer(nn.Module):
 
     def __init__(self, spec: DraftSpec) -> None:
         super().__init__()
+        self.norm_before_residual = spec.norm_before_residual
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.hidden_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.self_attn = DraftAttention(spec)
+        self.self_attn = DraftAttention(spec, 2 * spec.hidden_size)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.mlp = DraftMLP(spec.hidden_size, spec.intermediate_size)
 
@@ -89,13 +34,14 @@ class DraftLayer(nn.Module):
 
     def after_attention(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the residual stream (B, T, H) behind attention and MLP."""
-        residual = hidden + self.self_attn.output(attended)
+        start = self.hidden_norm(hidden) if self.norm_before_residual else hidden
+        residual = start + self.self_attn.output(attended)
         streamed: torch.Tensor = residual + self.mlp(self.post_attention_layernorm(residual))
         return streamed
 
 
 class Draft(nn.Module):
-    """A whole draft but for the embedding, which is the target's and frozen."""
+    """A whole draft, but for the embedding where that is the target's, and frozen."""
 
     def __init__(self, spec: DraftSpec) -> None:
         super().__init__()
@@ -104,6 +50,10 @@ class Draft(nn.Module):
         self.fc = nn.Linear(L * H, H, bias=False)
         if spec.fc_norm:
             self.fc_norm = nn.ModuleList(RMSNorm(H, spec.rms_norm_eps) for _ in range(L))
+        if spec.norm_before_fc:
+            self.input_norm = RMSNorm(L * H, spec.rms_norm_eps)
+        if spec.trained_embeddings:
+            self.embed_tokens = nn.Embedding(spec.vocab_size, H)
         self.midlayer = DraftLayer(spec)
         self.norm = RMSNorm(H, spec.rms_norm_eps)
         self.lm_head = nn.Linear(H, spec.draft_vocab_size, bias=False)
@@ -114,8 +64,31 @@ class Draft(nn.Module):
         if self.spec.fc_norm:
             normed = [norm(aux_hidden[..., i, :]) for i, norm in enumerate(self.fc_norm)]
             aux_hidden = torch.stack(normed, dim=-2)
-        fused: torch.Tensor = self.fc(aux_hidden.flatten(-2))
+        joined = aux_hidden.flatten(-2)  # (B, T, L*H)
+        if self.spec.norm_before_fc:
+            joined = self.input_norm(joined)
+        fused: torch.Tensor = self.fc(joined)
         return fused
+
+    def embed(self, input_ids: torch.Tensor, target_embeddings: torch.Tensor) -> torch.Tensor:
+        """Map ids (B, T) to embeddings (B, T, H): the draft's own, or those of the target (V, H)."""
+        own = self.embed_tokens.weight if self.spec.trained_embeddings else target_embeddings
+        return F.embedding(input_ids, own)
+
+    @property
+    def attention(self) -> DraftAttention:
+        """The one attention."""
+        return self.midlayer.self_attn
+
+    def enter(self, embedded: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what attention reads (B, T, 2H), and what ``leave`` is to be given (B, T, H)."""
+        return self.midlayer.attention_inputs(embedded, hidden), hidden
+
+    def leave(self, entered: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the head reads and what the next step takes as its hidden state, both (B, T, H)."""
+        streamed = self.midlayer.after_attention(entered, attended)
+        normed = self.norm(streamed)
+        return normed, self.feedback(streamed, normed)
 
     def feedback(self, streamed: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """Choose what the next step takes as its hidden state."""
@@ -138,28 +111,30 @@ class Draft(nn.Module):
 
         Returns K = ``steps`` tensors (B, T, H): at anchor t of step k, the normed hidden state whose
         logits predict token t + k + 2. Step k reads the embedding of token t + k + 1, attends to step 0
-        of anchors up to t and to its own anchor's earlier steps, and stands at position t + k.
+        of anchors up to t (behind t + k - W with a window of W) and to its own anchor's earlier steps, and
+        stands at position t + k.
         """
-        is_visible = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+        is_causal = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+        window = self.spec.sliding_window
         hidden = self.fuse(aux_hidden)
-        attention = self.midlayer.self_attn
         own_keys: list[torch.Tensor] = []
         own_values: list[torch.Tensor] = []
         outputs = []
         for step in range(steps):
             ahead = F.pad(embedded[:, step + 1 :], (0, 0, 0, min(step + 1, embedded.shape[1])))
             cos, sin = self.rotary(hidden, positions + step)
-            q, k, v = attention.project(self.midlayer.attention_inputs(ahead, hidden), cos, sin)
+            inputs, entered = self.enter(ahead, hidden)
+            q, k, v = self.attention.project(inputs, cos, sin)
             if step == 0:
                 first_keys, first_values = k, v
             else:
                 own_keys.append(k)
                 own_values.append(v)
+            # The query stands at t + k; its own anchor's later keys are nearer than any of step 0.
+            is_visible = is_causal if window is None else is_causal.triu(step - window + 1)
             attended = _attend(q, first_keys, first_values, is_visible, own_keys, own_values)
-            streamed = self.midlayer.after_attention(hidden, attended)
-            normed = self.norm(streamed)
+            normed, hidden = self.leave(entered, attended)
             outputs.append(normed)
-            hidden = self.feedback(streamed, normed)
         return outputs
 
 

@@ -1,6 +1,7 @@
 """``specx export``: the servable draft, written only if it is the one that was trained."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,14 @@ from safetensors.torch import save_file
 from ..storage.files import disk_errors, fsync_tree, temporary_name
 from .check import TrainedDraft, check_draft
 from .checkpoint import load_checkpoint
-from .contract import CONFIG_FILE, WEIGHTS_FILE, engine_config, vocabulary_shapes, weight_shapes
+from .contract import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
 from .errors import ExportError
+from .forms import ENGINES, Engine, Form, Format, form_config, needs_bias, require_servable, tensor_shapes, written_name
 from .run import RunDirectory
 from .spec import DraftSpec
 from .vocabulary import membership, offsets
+
+_log = logging.getLogger(__name__)
 
 _DRAFT_PREFIX = "draft."
 
@@ -38,35 +42,49 @@ class ExportSummary:
 
 
 def export(
-    run: str | Path, out: str | Path, dtype: Dtype = "bfloat16", checkpoint: Checkpoint | None = None
+    run: str | Path,
+    out: str | Path,
+    dtype: Dtype = "bfloat16",
+    *,
+    format: Format = "eagle3",  # noqa: A002 - the option's name
+    engine: Engine | Literal["both"] = "both",
+    target: str | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> ExportSummary:
     """Write the draft of a run's checkpoint for the engines, and check what was written.
 
-    ``checkpoint`` is by default the best, where the run has one, and else the last. Raises TrainError if ``run`` is
-    none, ExportError if ``out`` is taken or the draft fails the check; then nothing is left at ``out``.
+    With ``engine`` both it is written for those that can serve it. ``checkpoint`` is by default the best, where the
+    run has one, and else the last. Raises TrainError if ``run`` is none or lacks the checkpoint, ExportError if
+    ``out`` is taken, no engine asked for can serve the draft, or it fails the check; then nothing is left at ``out``.
     """
-    directory = RunDirectory(run)
-    chosen = checkpoint or ("best" if directory.best_checkpoint.exists() else "last")
-    trained = read_trained(directory, chosen)
+    run_directory = RunDirectory(run)
+    chosen = checkpoint or ("best" if run_directory.best_checkpoint.exists() else "last")
+    trained = read_trained(run_directory, chosen)
+    spec = trained.spec
+    engines = require_servable(spec, format, ENGINES if engine == "both" else (engine,), str(run))
+    form = Form(format=format, engines=engines, target=target)
     destination = Path(out).absolute()
     if destination.exists():
         raise ExportError(f"{destination}: exists. Choose another --out, or delete it.")
     temporary = temporary_name(destination)
     with disk_errors(destination.parent):
         try:
-            write_draft(temporary, trained, dtype)
-            check_draft(temporary, trained)
+            write_draft(temporary, trained, dtype, form)
+            check_draft(temporary, trained, form)
             fsync_tree(temporary)
             temporary.rename(destination)
         except SafetensorError as error:
             raise ExportError(f"{destination}: the weights cannot be written ({error}). Free some space.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    spec = trained.spec
+    if spec.sliding_window is not None and "sglang" in engines:
+        _log.info(
+            "SGLang takes the draft's window by an option: --speculative-draft-window-size %d", spec.sliding_window - 1
+        )
     return ExportSummary(
-        tensors=len(weight_shapes(spec) | vocabulary_shapes(spec)),
+        tensors=len(tensor_shapes(spec, form)),
         bytes=sum(file.stat().st_size for file in destination.iterdir()),
-        engines=["vllm", "sglang"],
+        engines=list(engines),
         checkpoint=chosen,
     )
 
@@ -89,15 +107,18 @@ def read_trained(directory: RunDirectory, which: Checkpoint = "last") -> Trained
     )
 
 
-def write_draft(directory: Path, trained: TrainedDraft, dtype: Dtype) -> None:
+def write_draft(directory: Path, trained: TrainedDraft, dtype: Dtype, form: Form) -> None:
     """Write config and weights, unchecked."""
     spec: DraftSpec = trained.spec
-    tensors = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in trained.weights.items()}
+    kind = getattr(torch, dtype)
+    tensors = {written_name(name, form): tensor.to(kind).contiguous() for name, tensor in trained.weights.items()}
+    if needs_bias(spec, form):
+        tensors["fc.bias"] = torch.zeros(spec.hidden_size, dtype=kind)
     if vocabulary_shapes(spec):
         ids = trained.vocabulary.numpy()
         tensors["d2t"] = torch.from_numpy(offsets(ids))
         tensors["t2d"] = torch.from_numpy(membership(ids, spec.vocab_size))
     directory.mkdir(parents=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(engine_config(spec, dtype), indent=2) + "\n")
+    (directory / CONFIG_FILE).write_text(json.dumps(form_config(spec, dtype, form), indent=2) + "\n")
     # transformers, and vLLM through it, ask for the framework.
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})

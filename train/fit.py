@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -18,6 +19,7 @@ from .config import TrainConfig
 from .corpus import Corpus
 from .data import FeatureData
 from .errors import NotFiniteError
+from .exported import load_first, set_first_weights
 from .finite import explain
 from .head import read_head
 from .loggers import make_loggers
@@ -143,8 +145,9 @@ def _module(config: TrainConfig, directory: RunDirectory, corpus: Corpus, steps:
     )
     seed_everything(config.seed, verbose=False)
     module = DraftModule(config, spec, vocabulary, head.embed_tokens, steps)
-    with torch.no_grad():
-        module.draft.lm_head.weight.copy_(head.lm_head_rows)
+    if not directory.checkpoint.exists():
+        first = None if config.init_from is None else load_first(Path(config.init_from), spec)
+        set_first_weights(module.draft, head, first)
     return module
 
 

@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.nn import functional as F
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .batch import PADDING, Batch
 from .checkpoint import rewind
 from .config import TrainConfig
-from .draft import Draft
+from .eagle1 import Eagle1Draft, evaluate_eagle1, uniform_noise
 from .errors import NotFiniteError
+from .exported import new_draft
 from .objective import StepCounts, Vocabulary, evaluate_steps, metrics, total_loss
 from .spec import DraftSpec
 
@@ -40,7 +40,7 @@ class DraftModule(LightningModule):
         super().__init__()
         self._config = config
         self._steps = steps
-        self.draft = Draft(spec)
+        self.draft = new_draft(spec)
         self.vocabulary = vocabulary
         # The target's and frozen: in the store, not in the checkpoints.
         self.register_buffer("embed_tokens", embed_tokens, persistent=False)
@@ -61,7 +61,16 @@ class DraftModule(LightningModule):
     def forward(self, batch: Batch) -> list[StepCounts]:
         """Unroll the draft over a batch and compare each step with the target."""
         dtype = self.draft.fc.weight.dtype
-        embedded = F.embedding(batch.input_ids, self.embed_tokens).to(dtype)
+        embedded = self.draft.embed(batch.input_ids, self.embed_tokens).to(dtype)
+        if isinstance(self.draft, Eagle1Draft):
+            return evaluate_eagle1(
+                self.draft,
+                embedded,
+                batch,
+                self.vocabulary,
+                logit_loss_weight=self._config.logit_loss_weight,
+                noise=self._noise(batch) if self.training else None,
+            )
         outputs = self.draft.unroll(
             embedded, batch.aux_hidden.to(dtype), batch.positions, batch.documents, self._config.ttt_steps
         )
@@ -79,10 +88,7 @@ class DraftModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return what a batch adds to the loss of its optimizer step."""
-        sums, world_size = self._step, self.trainer.world_size
-        number = (self.global_step * self.trainer.accumulate_grad_batches + sums.batches) * world_size
-        # What is random in a step depends on its place in the run, not on what ran before it or on how many devices.
-        torch.manual_seed(((self._config.seed << 40) + number + self.global_rank) % (1 << 63))
+        sums = self._step
         counts = self(batch)
         if sums.batches == 0 and batch.window_labels is not None:
             sums.labels = self._summed(batch.window_labels)
@@ -214,6 +220,15 @@ class DraftModule(LightningModule):
         names = StepCounts.__slots__
         total = self._summed(torch.stack([torch.stack([getattr(step, name) for name in names]) for step in counts]))
         return [StepCounts(**dict(zip(names, row.unbind(), strict=True))) for row in total]
+
+    def _noise(self, batch: Batch) -> torch.Tensor | None:
+        """Draw a batch's noise by its place in the run: the same after a resume, and on any number of devices."""
+        if not self._config.feature_noise:
+            return None
+        batches = self.global_step * self.trainer.accumulate_grad_batches + self._step.batches
+        number = batches * self.trainer.world_size + self.global_rank
+        seed = ((self._config.seed << 40) + number) % (1 << 63)
+        return uniform_noise(batch, self._config.feature_noise, torch.Generator(self.device).manual_seed(seed))
 
     def _log(self, named: dict[str, float]) -> None:
         for logger in self.loggers:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..storage.files import disk_errors
@@ -15,6 +17,7 @@ from .config import TrainConfig
 from .corpus import Corpus, require_alike
 from .data import FeatureData
 from .errors import TrainError
+from .exported import load_first
 from .fit import TrainSummary, fit
 from .launch import launch
 from .loggers import require_packages
@@ -41,18 +44,21 @@ def run(config: TrainConfig) -> TrainSummary:
     else:
         batches_per_step = config.batches_per_step or config.devices
         _require_devices(config, batches_per_step)
-        boundaries = config.boundaries or stores[0].info.boundaries
-        require_alike(stores, boundaries)
+        info = stores[0].info
+        spec = draft_spec(config, stores[0].target_directory, info.boundaries, has_last_hidden=info.last_hidden)
+        require_alike(stores, spec.boundaries)
         records = _store_records(config, stores)
-        corpus = open_corpus(stores, records, boundaries)
-        spec = draft_spec(config, stores[0].target_directory, boundaries)
+        corpus = open_corpus(stores, records, spec.boundaries)
         data = FeatureData(config, corpus, batches_per_step)
-        weights = np.asarray(config.weights or [1.0] * len(stores))
-        counts = np.stack([token_counts(corpus, number, data.split.train) for number in range(len(stores))])
+        if config.init_from is None:
+            vocabulary = draft_vocabulary(_weighted_counts(config, data), spec.draft_vocab_size)
+        else:
+            vocabulary = load_first(Path(config.init_from), spec).vocabulary.numpy()
+            spec = spec.model_copy(update={"draft_vocab_size": len(vocabulary)})
         record = RunRecord(
             settings=run_settings(config), target=target, batches_per_step=batches_per_step, stores=records
         )
-        directory.begin(record, spec, draft_vocabulary(weights @ counts, spec.draft_vocab_size))
+        directory.begin(record, spec, vocabulary)
     with disk_errors(directory.path):
         if config.devices == 1 and config.strategy != "fsdp":
             summary = fit(config, directory, corpus)
@@ -73,6 +79,14 @@ def fit_rank(config: TrainConfig) -> dict[str, int | float | None]:
 def open_corpus(stores: list[FeatureStore], records: tuple[StoreRecord, ...], boundaries: tuple[int, ...]) -> Corpus:
     """Open what a run takes of its stores."""
     return Corpus([_reader(*each) for each in zip(stores, records, strict=True)], boundaries)
+
+
+def _weighted_counts(config: TrainConfig, data: FeatureData) -> npt.NDArray[np.float64]:
+    """Count the supervised tokens (V,) that an epoch trains on."""
+    stores = range(len(data.corpus.readers))
+    counts = np.stack([token_counts(data.corpus, store, data.split.train) for store in stores])
+    weighted: npt.NDArray[np.float64] = np.asarray(config.weights or [1.0 for _ in stores]) @ counts
+    return weighted
 
 
 def _require_devices(config: TrainConfig, batches_per_step: int) -> None:

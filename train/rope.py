@@ -3,30 +3,101 @@
 Training and serving thus start from the same block of numbers; ``check`` compares
 what an engine would build from the exported file with what was trained.
 
-Shapes: T positions, D head dimension.
+Shapes: T positions, D head dimension, R of it that is rotated: all but for a partial rope.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+from .architectures import Architecture
+from .errors import TrainError
+
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
-def rotary_embedding(config: Mapping[str, Any]) -> LlamaRotaryEmbedding:
-    """Return the module that turns positions (B, T) into cos and sin (B, T, D), D in two equal halves.
+def draft_rope(rope: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, Any]:
+    """Return the target's rope as the draft's config has it: every default that readers differ in spelled out.
+
+    Raises TrainError for a rope that the draft's layer, or an engine, would not compute as the target does.
+    """
+    given = {key: value for key, value in rope.items() if value is not None}
+    if given["rope_type"] not in _ROPE_TYPES:
+        raise TrainError(
+            f"{where}: the target's rope is {given['rope_type']}, expected one of {', '.join(_ROPE_TYPES)}. "
+            "Drafts of this target are not supported."
+        )
+    # What the target ignores its draft would honour.
+    if given.get("partial_rotary_factor", 1.0) == 1.0 or not architecture.has_partial_rotary:
+        given.pop("partial_rotary_factor", None)
+    if given["rope_type"] != "yarn":
+        return given
+    # vLLM and SGLang read different keys for the concentration, and without any compute the same number.
+    concentration = 0.1 * math.log(given["factor"]) + 1
+    found = given.pop("attention_factor", concentration)
+    if "mscale" in given or "mscale_all_dim" in given or not math.isclose(found, concentration, rel_tol=1e-6):
+        raise TrainError(
+            f"{where}: the target's YaRN is {dict(rope)}, expected no mscale and no concentration but "
+            f"{concentration:.6f}. Drafts of this target are not supported."
+        )
+    return {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True} | given
+
+
+def rotary_embedding(config: Mapping[str, Any]) -> LlamaRotaryEmbedding | Phi3RotaryEmbedding:
+    """Return the module that turns positions (B, T) into cos and sin (B, T, R), R in two equal halves.
 
     ``config`` has ``hidden_size``, ``num_attention_heads``, ``head_dim``, ``max_position_embeddings``
     and ``rope_parameters``. cos and sin carry YaRN's concentration 0.1 ln(factor) + 1 (arXiv 2309.00071,
     section 3.4). Raises KeyError for a missing key.
     """
     keys = ("hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
-    geometry = {key: config[key] for key in keys}
-    return LlamaRotaryEmbedding(LlamaConfig(**geometry, rope_parameters=dict(config["rope_parameters"])))
+    rope = dict(config["rope_parameters"])
+    llama = LlamaConfig(**{key: config[key] for key in keys}, rope_parameters=rope)
+    if "partial_rotary_factor" in rope:
+        # Llama's own default rope is never partial, and Phi3's config takes no other type.
+        return Phi3RotaryEmbedding(llama)  # type: ignore[arg-type]
+    return LlamaRotaryEmbedding(llama)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate ``heads`` (B, n, T, D) by ``cos`` and ``sin`` (B, T, D)."""
+    """Rotate the first R of ``heads`` (B, n, T, D) by ``cos`` and ``sin`` (B, T, R); the rest stays."""
+    R = cos.shape[-1]
+    if heads.shape[-1] > R:
+        return torch.cat((rotate(heads[..., :R], cos, sin), heads[..., R:]), dim=-1)
     first, second = heads.chunk(2, dim=-1)
     return heads * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def rotate_rows(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate ``heads`` (R, n, D) by one half of ``cos`` and ``sin``, (R, D/2), in fewer passes than ``rotate``."""
+    rotated: torch.Tensor = _Rotation.apply(heads, cos, sin)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _Rotation(torch.autograd.Function):
+    """A rotation; its gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(heads, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    first, second = heads.chunk(2, dim=-1)
+    new_first, new_second = rotated.chunk(2, dim=-1)
+    torch.mul(first, cos, out=new_first).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=new_second).addcmul_(first, sin, value=direction)
+    return rotated

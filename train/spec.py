@@ -7,24 +7,25 @@ that the engines read.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig
 
 from ..storage.schema import Record
+from .architectures import Architecture, architecture_of
 from .config import TrainConfig
 from .errors import TrainError
-
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+from .rope import draft_rope
 
 
 class DraftSpec(Record):
-    """An EAGLE-3 draft of one decoder layer."""
+    """A draft of one decoder layer."""
 
+    method: Literal["eagle3", "eagle1"] = "eagle3"
     target_architecture: str
     num_target_layers: int
     boundaries: tuple[int, ...]
-    """Block b's input is boundary b; ascending."""
+    """Block b's input is boundary b; ascending. EAGLE-1 reads none of them, but the last hidden state."""
     hidden_size: int
     intermediate_size: int
     num_attention_heads: int
@@ -40,60 +41,63 @@ class DraftSpec(Record):
     """As transformers writes them, every default spelled out."""
     norm_output: bool
     fc_norm: bool
+    norm_before_fc: bool = False
+    norm_before_residual: bool = False
+    sliding_window: int | None = None
+    trained_embeddings: bool = False
+    """The draft has embeddings of its own."""
 
 
-def draft_spec(config: TrainConfig, target_directory: Path, stored: tuple[int, ...]) -> DraftSpec:
+def draft_spec(
+    config: TrainConfig, target_directory: Path, stored: tuple[int, ...], *, has_last_hidden: bool = True
+) -> DraftSpec:
     """Derive the draft from the target's config and the run's settings.
 
-    ``stored`` are the boundaries of the store. Raises TrainError if one asked for is not there, or the
-    target's rope is not supported.
+    ``stored`` are the boundaries of the store. Raises TrainError if what the draft reads is not there, or
+    the target or its rope is not supported.
     """
-    boundaries = config.boundaries or stored
+    is_eagle1 = config.method == "eagle1"
+    if is_eagle1 and not has_last_hidden:
+        raise TrainError(
+            f"{config.store[0]}: has no last hidden states, which EAGLE-1 is trained on. "
+            "Extract again with --last-hidden."
+        )
+    boundaries = () if is_eagle1 else config.boundaries or stored
     if missing := sorted(set(boundaries) - set(stored)):
         raise TrainError(
             f"{config.store[0]}: boundary {missing[0]} is not in the store, which has "
             f"{','.join(map(str, stored))}. Train on those, or extract again with other --boundaries."
         )
     target = AutoConfig.from_pretrained(target_directory, local_files_only=True)
+    values = target.to_dict()
+    name, architecture = architecture_of(values, config.store[0])
     heads = target.num_attention_heads
     return DraftSpec(
-        target_architecture=target.architectures[0],
+        method=config.method,
+        target_architecture=name,
         num_target_layers=target.num_hidden_layers,
         boundaries=boundaries,
         hidden_size=target.hidden_size,
-        intermediate_size=config.intermediate_size or _intermediate_size(target),
+        intermediate_size=config.intermediate_size or _intermediate_size(values, architecture),
         num_attention_heads=heads,
         num_key_value_heads=target.num_key_value_heads,
-        head_dim=target.to_dict().get("head_dim") or target.hidden_size // heads,
+        head_dim=values.get("head_dim") or target.hidden_size // heads,
         rms_norm_eps=target.rms_norm_eps,
         vocab_size=target.vocab_size,
-        draft_vocab_size=min(config.draft_vocab_size, target.vocab_size),
+        draft_vocab_size=target.vocab_size if is_eagle1 else min(config.draft_vocab_size, target.vocab_size),
         max_position_embeddings=target.max_position_embeddings,
-        rope_parameters=_explicit(target.rope_parameters, config.store[0]),
+        rope_parameters=draft_rope(target.rope_parameters, architecture, config.store[0]),
         norm_output=config.norm_output,
         fc_norm=config.fc_norm,
+        norm_before_fc=config.norm_before_fc,
+        norm_before_residual=config.norm_before_residual,
+        sliding_window=config.sliding_window,
+        trained_embeddings=config.train_embeddings,
     )
 
 
-def _intermediate_size(target: PretrainedConfig) -> int:
-    values = target.to_dict()
-    is_mixture = any(values.get(key) for key in ("num_local_experts", "num_experts"))
-    return 6 * int(values["hidden_size"]) if is_mixture else int(values["intermediate_size"])
-
-
-def _explicit(rope: Mapping[str, Any], store: str) -> dict[str, Any]:
-    """Spell out the YaRN defaults that engines and transformers might fill in differently.
-
-    Raises TrainError for a rope that the draft's layer does not compute.
-    """
-    if rope["rope_type"] not in _ROPE_TYPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise TrainError(
-            f"{store}: the target's rope is {dict(rope)}, expected one of {', '.join(_ROPE_TYPES)} over "
-            "the whole head. Drafts of this target are not supported."
-        )
-    if rope["rope_type"] != "yarn":
-        return dict(rope)
-    return {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True} | dict(rope)
+def _intermediate_size(target: Mapping[str, Any], architecture: Architecture) -> int:
+    return 6 * int(target["hidden_size"]) if architecture.is_mixture else int(target["intermediate_size"])
 
 
 def save_spec(spec: DraftSpec, path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,25 @@ YARN = {
 }
 
 
-def make_spec(*, norm_output: bool = True, fc_norm: bool = True) -> DraftSpec:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "eagle3": {"norm_output": False, "fc_norm": False},
+    "norm_output": {"fc_norm": False},
+    "norm_before_fc": {"fc_norm": False, "norm_before_fc": True},
+    "norm_before_residual": {"norm_output": False, "fc_norm": False, "norm_before_residual": True},
+    "window": {"sliding_window": 6},
+    "one boundary": {"boundaries": (3,)},
+    "four boundaries": {"boundaries": (1, 2, 3, 5)},
+    "partial rotary": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        "head_dim": 16,
+    },
+}
+
+
+def make_spec(**changes: Any) -> DraftSpec:
     """Return a draft of hidden size 32 with YaRN from 16 positions."""
-    return DraftSpec(
+    spec = DraftSpec(
         target_architecture="GptOssForCausalLM",
         num_target_layers=6,
         boundaries=(1, 3, 5),
@@ -39,15 +56,15 @@ def make_spec(*, norm_output: bool = True, fc_norm: bool = True) -> DraftSpec:
         draft_vocab_size=20,
         max_position_embeddings=512,
         rope_parameters=YARN,
-        norm_output=norm_output,
-        fc_norm=fc_norm,
+        norm_output=True,
+        fc_norm=True,
     )
+    return DraftSpec.model_validate(spec.model_dump() | changes)
 
 
-@pytest.fixture(params=[(True, True), (False, False), (True, False)], ids=["default", "eagle3", "norm_output"])
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
 def spec(request: pytest.FixtureRequest) -> DraftSpec:
-    norm_output, fc_norm = request.param
-    return make_spec(norm_output=norm_output, fc_norm=fc_norm)
+    return make_spec(**request.param)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from specx.train.check import TrainedDraft, check_draft
 from specx.train.contract import CONFIG_FILE, WEIGHTS_FILE
 from specx.train.errors import ExportError
 from specx.train.export import export, read_trained
+from specx.train.forms import Form
 from specx.train.run import RunDirectory
 
 Config = dict[str, Any]
@@ -49,7 +50,7 @@ def swapped(tensors: Tensors, name: str) -> None:
 
 
 def test_an_untouched_export_passes(draft: Path, trained: TrainedDraft) -> None:
-    check_draft(draft, trained)
+    check_draft(draft, trained, Form())
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_a_changed_config_is_refused(
 ) -> None:
     change_config(draft, change)
     with pytest.raises(ExportError, match=message):
-        check_draft(draft, trained)
+        check_draft(draft, trained, Form())
 
 
 def test_the_angles_are_compared_with_those_trained_and_not_only_with_the_spec(
@@ -96,7 +97,7 @@ def test_the_angles_are_compared_with_those_trained_and_not_only_with_the_spec(
         attention_scaling=trained.attention_scaling,
     )
     with pytest.raises(ExportError, match="rad from those trained with"):
-        check_draft(draft, wrong)
+        check_draft(draft, wrong, Form())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_changed_tensors_are_refused(
 ) -> None:
     change_tensors(draft, change)
     with pytest.raises(ExportError, match=message):
-        check_draft(draft, trained)
+        check_draft(draft, trained, Form())
 
 
 def test_every_tensor_that_is_missing_is_noticed(draft: Path, trained: TrainedDraft) -> None:
@@ -132,7 +133,7 @@ def test_every_tensor_that_is_missing_is_noticed(draft: Path, trained: TrainedDr
         tensor = kept.pop(name)
         save_file(kept, draft / WEIGHTS_FILE)
         with pytest.raises(ExportError, match=f"{name} is missing"):
-            check_draft(draft, trained)
+            check_draft(draft, trained, Form())
         save_file(kept | {name: tensor}, draft / WEIGHTS_FILE)
 
 
@@ -142,5 +143,5 @@ def test_a_draft_that_fails_the_check_is_not_written(tmp_path: Path, trained_run
     checkpoint["state_dict"]["draft.norm.weight"][0] = float("nan")
     torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
     with pytest.raises(ExportError, match="not finite"):
-        export(run, tmp_path / "refused")
+        export(run, tmp_path / "refused", checkpoint="last")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from specx.train.batch import PADDING, Batch
 from specx.train.draft import Draft
-from specx.train.evaluate.decoder import DraftDecoder, ExportedDraft
+from specx.train.evaluate.decoder import DraftDecoder
+from specx.train.exported import ExportedDraft
 
 STEPS = 4
 

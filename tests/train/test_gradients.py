@@ -21,9 +21,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x / (x.pow(2).mean() + eps).sqrt() * weight
 
 
-def yarn(spec: DraftSpec, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (D/2,) of one position, from the formula of arXiv 2309.00071."""
-    rope, dim = spec.rope_parameters, spec.head_dim
+def angles(spec: DraftSpec, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (R/2,) of one position; YaRN from the formula of arXiv 2309.00071."""
+    rope = spec.rope_parameters
+    dim = int(spec.head_dim * rope.get("partial_rotary_factor", 1.0))
+    if rope["rope_type"] == "default":
+        plain = torch.tensor([position * rope["rope_theta"] ** (-2 * i / dim) for i in range(dim // 2)]).double()
+        return plain.cos(), plain.sin()
     theta, factor, original = rope["rope_theta"], rope["factor"], rope["original_max_position_embeddings"]
 
     def dimension(rotations: float) -> float:
@@ -33,19 +37,19 @@ def yarn(spec: DraftSpec, position: int) -> tuple[torch.Tensor, torch.Tensor]:
     if rope["truncate"]:
         low, high = max(math.floor(low), 0), min(math.ceil(high), dim - 1)
     concentration = 0.1 * math.log(factor) + 1
-    angles = []
+    by_pair = []
     for i in range(dim // 2):
         frequency = theta ** (-2 * i / dim)
         ramp = min(max((i - low) / (high - low), 0.0), 1.0)
-        angles.append(position * (frequency * (1 - ramp) + frequency / factor * ramp))
-    angle = torch.tensor(angles, dtype=torch.float64)
+        by_pair.append(position * (frequency * (1 - ramp) + frequency / factor * ramp))
+    angle = torch.tensor(by_pair, dtype=torch.float64)
     return angle.cos() * concentration, angle.sin() * concentration
 
 
 def rotated(spec: DraftSpec, head: torch.Tensor, position: int) -> torch.Tensor:
-    cos, sin = yarn(spec, position)
-    first, second = head[: spec.head_dim // 2], head[spec.head_dim // 2 :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin))
+    cos, sin = angles(spec, position)
+    first, second, rest = head[: len(cos)], head[len(cos) : 2 * len(cos)], head[2 * len(cos) :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest))
 
 
 def document_states(
@@ -63,7 +67,10 @@ def document_states(
         chunks = [aux[t, i] for i in range(len(spec.boundaries))]
         if spec.fc_norm:
             chunks = [rms_norm(chunk, weights[f"fc_norm.{i}.weight"], eps) for i, chunk in enumerate(chunks)]
-        hidden[t] = weights["fc.weight"] @ torch.cat(chunks)
+        joined = torch.cat(chunks)
+        if spec.norm_before_fc:
+            joined = rms_norm(joined, weights["input_norm.weight"], eps)
+        hidden[t] = weights["fc.weight"] @ joined
     keys: dict[tuple[int, int], torch.Tensor] = {}
     values: dict[tuple[int, int], torch.Tensor] = {}
     states: dict[tuple[int, int], torch.Tensor] = {}
@@ -81,6 +88,8 @@ def document_states(
             values[k, t] = (weights[prefix + "self_attn.v_proj.weight"] @ inputs).view(-1, D)
         for t in anchors:
             seen = [(0, j) for j in range(t + 1)] + [(i, t) for i in range(1, k + 1)]
+            if spec.sliding_window is not None:
+                seen = [(i, j) for i, j in seen if t + k - (i + j) < spec.sliding_window]
             heads = []
             for head in range(spec.num_attention_heads):
                 query = rotated(spec, queries[t][head], t + k)
@@ -89,7 +98,10 @@ def document_states(
                 )
                 share = scores.exp() / scores.exp().sum()
                 heads.append(sum(p * values[key][head // groups] for p, key in zip(share, seen, strict=True)))
-            residual = hidden[t] + weights[prefix + "self_attn.o_proj.weight"] @ torch.cat(heads)
+            start = hidden[t]
+            if spec.norm_before_residual:
+                start = rms_norm(start, weights[prefix + "hidden_norm.weight"], eps)
+            residual = start + weights[prefix + "self_attn.o_proj.weight"] @ torch.cat(heads)
             x = rms_norm(residual, weights[prefix + "post_attention_layernorm.weight"], eps)
             gate, up = weights[prefix + "mlp.gate_proj.weight"] @ x, weights[prefix + "mlp.up_proj.weight"] @ x
             streamed = residual + weights[prefix + "mlp.down_proj.weight"] @ (gate / (1 + (-gate).exp()) * up)

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
-from transformers import GptOssConfig, LlamaConfig
+from transformers import GptOssConfig, LlamaConfig, Phi3Config
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb as apply_partial_rotary
 
 from specx.train.rope import rotary_embedding, rotate
 
@@ -65,3 +67,20 @@ def test_rotation_is_that_of_transformers() -> None:
     heads = torch.randn(1, 4, 5, 8)
     expected, _ = apply_rotary_pos_emb(heads, heads, cos, sin)
     torch.testing.assert_close(rotate(heads, cos, sin), expected)
+
+
+def test_a_partial_rotation_is_that_of_phi3() -> None:
+    config = {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+    }
+    geometry = {key: config[key] for key in ("hidden_size", "num_attention_heads", "rope_parameters")}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    like, positions, heads = torch.zeros(1), torch.arange(5)[None], torch.randn(1, 2, 5, 16)
+    cos, sin = Phi3RotaryEmbedding(Phi3Config(**geometry, **tokens))(like, positions)
+    expected, _ = apply_partial_rotary(heads, heads, cos, sin)
+    assert cos.shape[-1] == 12
+    torch.testing.assert_close(rotate(heads, *rotary_embedding(config)(like, positions)), expected)

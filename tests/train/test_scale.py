@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,9 +125,10 @@ def test_a_window_knows_its_labels_before_its_first_batch_and_reads_little_for_i
 
 
 def test_the_gradient_of_a_step_is_that_of_all_its_batches_together(
-    tiny_store: Path, alone: Path, loss_curve: Curve
+    tmp_path: Path, tiny_store: Path, alone: Path, loss_curve: Curve
 ) -> None:
-    config, directory = settings(tiny_store, alone), RunDirectory(alone)
+    begun = shutil.copytree(alone, tmp_path / "begun", ignore=shutil.ignore_patterns("checkpoints"))
+    config, directory = settings(tiny_store, begun), RunDirectory(begun)
     corpus = open_corpus([FeatureStore.open(tiny_store)], directory.record().stores, directory.spec().boundaries)
     data = FeatureData(config, corpus, 2)
     module = _module(config, directory, corpus, data.steps, "32-true")

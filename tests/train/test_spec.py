@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from transformers import GptOssConfig, LlamaConfig, Phi3Config, Qwen3MoeConfig
 
+from specx.extract.target import ARCHITECTURES
+from specx.train.architectures import TARGETS
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
 from specx.train.spec import DraftSpec, draft_spec, load_spec, save_spec
@@ -73,10 +75,55 @@ def test_a_yarn_block_without_truncate_is_spelled_out_as_engines_read_it(tmp_pat
     assert spec.rope_parameters == rope | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 
 
-def test_a_rope_that_drafts_do_not_compute_is_refused(tmp_path: Path) -> None:
+def test_a_partial_rope_is_kept_where_the_target_computes_it_and_dropped_where_it_does_not(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}
-    with pytest.raises(TrainError, match="partial_rotary_factor"):
-        derived(tmp_path, Phi3Config(**GEOMETRY, rope_parameters=rope, pad_token_id=0), "Phi3ForCausalLM")
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    phi3 = derived(tmp_path, Phi3Config(**GEOMETRY, **tokens, rope_parameters=rope), "Phi3ForCausalLM")
+    assert phi3.rope_parameters == rope
+    llama = derived(tmp_path, LlamaConfig(**GEOMETRY, rope_parameters=rope), "LlamaForCausalLM")
+    assert llama.rope_parameters == {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "the target's rope is dynamic, expected one of"),
+        ({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "attention_factor": 1.5}, "concentration"),
+        ({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}, "no mscale"),
+    ],
+    ids=["dynamic", "attention_factor", "mscale"],
+)
+def test_a_rope_that_drafts_do_not_compute_is_refused(tmp_path: Path, rope: dict[str, Any], message: str) -> None:
+    rope = rope | {"original_max_position_embeddings": 512}
+    with pytest.raises(TrainError, match=message):
+        derived(tmp_path, LlamaConfig(**GEOMETRY, rope_parameters=rope), "LlamaForCausalLM")
+
+
+def test_a_longrope_is_refused_by_its_name(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with pytest.raises(TrainError, match="the target's rope is longrope"):
+        derived(tmp_path, Phi3Config(**GEOMETRY, **tokens, rope_parameters=rope), "Phi3ForCausalLM")
+
+
+def test_an_unknown_target_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="a MambaForCausalLM, expected one of GptOssForCausalLM, LlamaForCausalLM"):
+        derived(tmp_path, LlamaConfig(**GEOMETRY), "MambaForCausalLM")
+
+
+def test_every_target_that_extraction_takes_is_known() -> None:
+    assert sorted(TARGETS) == sorted(ARCHITECTURES)
+
+
+def test_eagle1_reads_no_boundaries_and_has_the_full_vocabulary(tmp_path: Path) -> None:
+    spec = derived(tmp_path, LlamaConfig(**GEOMETRY), "LlamaForCausalLM", method="eagle1", draft_vocab_size=100)
+    assert (spec.method, spec.boundaries, spec.draft_vocab_size) == ("eagle1", (), 500)
+
+
+def test_eagle1_without_last_hidden_states_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(store="store", out="out", method="eagle1")
+    with pytest.raises(TrainError, match="no last hidden states, which EAGLE-1 is trained on"):
+        draft_spec(config, tmp_path, (2, 4), has_last_hidden=False)
 
 
 def test_a_boundary_that_is_not_stored_is_refused_with_those_that_are(tmp_path: Path) -> None:

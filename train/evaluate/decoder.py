@@ -4,74 +4,45 @@ Shapes: T new tokens, L boundaries, H hidden size, n heads, D head dimension,
 Vd draft vocabulary. One sequence at a time.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from ..contract import CONFIG_FILE, WEIGHTS_FILE
 from ..draft import Draft
-from ..errors import TrainError
-from ..spec import DraftSpec
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportedDraft:
-    """A draft read back from its checkpoint."""
-
-    draft: Draft
-    vocabulary: torch.Tensor
-    """(Vd,) int64, target ids"""
-
-
-def load_draft(directory: Path, dtype: torch.dtype) -> ExportedDraft:
-    """Read an exported draft; raise TrainError if the directory holds none."""
-    try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
-        spec = DraftSpec(
-            # The chain never looks at these two; the target is at hand.
-            target_architecture="",
-            num_target_layers=0,
-            boundaries=tuple(config["eagle_aux_hidden_state_layer_ids"]),
-            **{key: config[key] for key in DraftSpec.model_fields if key in config},
-        )
-        tensors = load_file(directory / WEIGHTS_FILE)
-        d2t = tensors.pop("d2t", torch.zeros(spec.draft_vocab_size, dtype=torch.int64))
-        tensors.pop("t2d", None)
-        draft = Draft(spec)
-        draft.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise TrainError(f"{directory}: not an exported draft: {reason}. Make one with `specx export`.") from error
-    return ExportedDraft(draft=draft.to(dtype).eval(), vocabulary=d2t + torch.arange(len(d2t)))
+from ..exported import ExportedDraft
 
 
 class DraftDecoder:
     """Drafts for one sequence; ``extend`` follows the target, ``propose`` runs ahead of it."""
 
-    def __init__(self, exported: ExportedDraft, embed_tokens: torch.Tensor) -> None:
-        """``embed_tokens`` (V, H) are the target's."""
+    def __init__(
+        self, exported: ExportedDraft, embed_tokens: torch.Tensor, lm_head: torch.Tensor | None = None
+    ) -> None:
+        """``embed_tokens`` and ``lm_head`` (V, H) are the target's; an EAGLE-1 draft has no head but this."""
         self._draft = exported.draft
         self._vocabulary = exported.vocabulary
         self._embed_tokens = embed_tokens
+        own = self._draft.lm_head.weight if isinstance(self._draft, Draft) else lm_head
+        assert own is not None
+        self._lm_head = own
         self._state: _State | None = None
 
     @torch.inference_mode()
-    def extend(self, next_ids: list[int], aux_hidden: torch.Tensor) -> None:
-        """Take in T verified tokens: each one's auxiliary hidden states (T, L, H) and the id behind it."""
-        self._state = self._step(next_ids, self._draft.fuse(aux_hidden[None]), self._state)
+    def extend(self, next_ids: list[int], features: torch.Tensor) -> None:
+        """Take in T verified tokens: the id behind each one, and its features.
+
+        Those are auxiliary hidden states (T, L, H), for EAGLE-1 last hidden states (T, H).
+        """
+        self._state = self._step(next_ids, self._draft.fuse(features[None]), self._state)
 
     @torch.inference_mode()
     def propose(self, count: int) -> list[int]:
         """Return the ids of ``count`` drafted tokens, greedily; the cache is left as it was."""
         proposed: list[int] = []
         for normed in self.ahead(proposed, count):
-            proposed.append(int(self._vocabulary[self._draft.lm_head(normed).argmax()]))
+            proposed.append(int(self._vocabulary[F.linear(normed, self._lm_head).argmax()]))
         return proposed
 
     def ahead(self, ids: list[int], count: int) -> Iterator[torch.Tensor]:
@@ -88,18 +59,20 @@ class DraftDecoder:
 
     def _step(self, ids: list[int], hidden: torch.Tensor, cached: "_State | None") -> "_State":
         """Run the layer over T tokens, behind the cached ones."""
-        layer, T = self._draft.midlayer, len(ids)
+        draft, T = self._draft, len(ids)
         start = cached.keys.shape[2] if cached else 0
-        embedded = F.embedding(torch.tensor([ids]), self._embed_tokens).to(hidden.dtype)
-        cos, sin = self._draft.rotary(hidden, torch.arange(start, start + T)[None])
-        q, keys, values = layer.self_attn.project(layer.attention_inputs(embedded, hidden), cos, sin)
+        embedded = draft.embed(torch.tensor([ids]), self._embed_tokens).to(hidden.dtype)
+        cos, sin = draft.rotary(hidden, torch.arange(start, start + T)[None])
+        inputs, entered = draft.enter(embedded, hidden)
+        q, keys, values = draft.attention.project(inputs, cos, sin)
         if cached:
             keys, values = torch.cat((cached.keys, keys), dim=2), torch.cat((cached.values, values), dim=2)
         is_visible = torch.ones(T, start + T, dtype=torch.bool).tril(start)
+        if draft.spec.sliding_window is not None:
+            is_visible = is_visible.triu(start - draft.spec.sliding_window + 1)
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=is_visible)
-        streamed = layer.after_attention(hidden, attended)
-        normed = self._draft.norm(streamed)
-        return _State(keys=keys, values=values, normed=normed, feedback=self._draft.feedback(streamed, normed))
+        normed, feedback = draft.leave(entered, attended)
+        return _State(keys=keys, values=values, normed=normed, feedback=feedback)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

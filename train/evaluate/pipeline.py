@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..contract import ARCHITECTURE, CONFIG_FILE
+from ..contract import CONFIG_FILE
 from ..errors import TrainError
+from ..forms import is_draft as is_of_draft
 from .config import EvaluateConfig
 from .prompts import read_prompts
 from .result import EvaluateSummary, summarise
@@ -62,7 +63,7 @@ def _model_config(path: Path, option: str, *, is_draft: bool) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
         raise TrainError(f"{path}: no readable {CONFIG_FILE}. Give {option} the directory of a model.") from error
-    if (config.get("architectures") == [ARCHITECTURE]) != is_draft:
+    if is_of_draft(config) != is_draft:
         expected = "a draft that `specx export` wrote" if is_draft else "the target, not a draft"
         raise TrainError(f"{path}: found architectures {config.get('architectures')}; {option} takes {expected}.")
     return config

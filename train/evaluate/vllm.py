@@ -5,6 +5,7 @@ accepted tokens.
 """
 
 import gc
+import json
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 
+from ..contract import CONFIG_FILE
 from ..errors import TrainError
+from ..forms import vllm_method
 from .result import Decoding, Generation
 from .task import DecodingTask
 
@@ -28,7 +31,7 @@ _ENVIRONMENT = {
 def decode(task: DecodingTask) -> tuple[Decoding, Decoding]:
     """Decode with the draft, then without; return both passes. Raises TrainError without vLLM."""
     speculative = {
-        "method": "eagle3",
+        "method": vllm_method(json.loads((task.draft / CONFIG_FILE).read_text())),
         "model": str(task.draft),
         "num_speculative_tokens": task.num_speculative_tokens,
     }

@@ -1,0 +1,95 @@
+"""Every kind of draft, and drafts of every target, in the real engine on a CPU: vLLM proposes what our chain does.
+
+All are served by one process each for the drafts of the tiny gpt-oss and for those of the other targets, as it takes
+longer to start than to decode.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specx.extract.config import ExtractConfig
+from specx.extract.pipeline import run as extract
+from specx.train.config import TrainConfig
+from specx.train.evaluate.config import EvaluateConfig
+from specx.train.evaluate.prompts import read_prompts
+from specx.train.export import export
+from specx.train.pipeline import run as train
+
+from ..targets import CONFIGS, make_rows, make_target
+from .agreement import Job, Served, agreement, serve
+
+PLAIN = {"norm_output": False, "fc_norm": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "eagle3": {"preset": "eagle3", "ttt_steps": 3},
+    "specdrift": {"preset": "specdrift", "max_length": None},
+    "norm_before_fc": {"fc_norm": False, "norm_before_fc": True},
+    "norm_before_residual": {**PLAIN, "norm_before_residual": True},
+    "window": {"sliding_window": 24},
+    "trained embeddings": {"train_embeddings": True},
+    "full vocabulary": {"draft_vocab_size": 2048},
+    "one boundary": {"boundaries": (3,)},
+    "two boundaries": {"boundaries": (1, 5)},
+    "speculators": {**PLAIN, "norm_before_residual": True},
+    "speculators, two boundaries": {"boundaries": (1, 5), "sliding_window": 24},
+    "eagle1": {"preset": "eagle1"},
+}
+SGLANG_TOO = {"eagle3", "specdrift", "window", "full vocabulary", "two boundaries"}
+STEPS = {
+    "max_steps": 6,
+    "batch_tokens": 1024,
+    "draft_vocab_size": 1024,
+    "lr": 3e-3,
+    "warmup_fraction": 0.0,
+    "holdout_fraction": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def served_variants(
+    tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path, tiny_store: Path
+) -> dict[str, tuple[Job, Served]]:
+    folder = tmp_path_factory.mktemp("variants")
+    config = EvaluateConfig(draft="", target=str(target), data=(str(regen / "dev.parquet"),), limit=3)
+    prompts = [prompt.ids for prompt in read_prompts(config)]
+    jobs = {}
+    for name, settings in VARIANTS.items():
+        run, draft = folder / name / "run", folder / name / "draft"
+        train(TrainConfig.model_validate({"store": str(tiny_store), "out": str(run)} | STEPS | settings))
+        form = "speculators" if name.startswith("speculators") else "eagle3"
+        summary = export(run, draft, dtype="float32", format=form)
+        assert summary.engines == (["vllm", "sglang"] if name in SGLANG_TOO else ["vllm"])
+        jobs[name] = Job(target=target, draft=draft, prompts=prompts)
+    return dict(zip(jobs, zip(jobs.values(), serve(list(jobs.values()), folder), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_served_as_it_was_trained(name: str, served_variants: dict[str, tuple[Job, Served]]) -> None:
+    equal, positions = agreement(*served_variants[name])
+    assert positions >= 200
+    assert equal / positions >= 0.99, f"{equal} of {positions}"
+
+
+@pytest.fixture(scope="module")
+def served_targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Job, Served]]:
+    folder = tmp_path_factory.mktemp("targets")
+    rows = make_rows(folder / "rows.parquet")
+    jobs = {}
+    for name in CONFIGS:
+        target = make_target(folder / name / "target", name)
+        store, run, draft = (folder / name / part for part in ("store", "run", "draft"))
+        extract(ExtractConfig(target=str(target), data=(str(rows),), store=str(store), top_k=8))
+        train(TrainConfig(store=str(store), out=str(run), max_steps=2, batch_tokens=256, draft_vocab_size=100))
+        export(run, draft, dtype="float32")
+        jobs[name] = Job(target=target, draft=draft, prompts=[list(range(3 + i, 43 + i)) for i in range(3)])
+    return dict(zip(jobs, zip(jobs.values(), serve(list(jobs.values()), folder), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_draft_of_another_target_is_served_as_it_was_trained(
+    name: str, served_targets: dict[str, tuple[Job, Served]]
+) -> None:
+    equal, positions = agreement(*served_targets[name])
+    assert positions >= 200
+    assert equal / positions >= 0.99, f"{equal} of {positions}"

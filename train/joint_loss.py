@@ -1,0 +1,236 @@
+"""The loss of all steps together, a few target tokens at a time.
+
+The recurrence feeds hidden states forward and no logits, so nothing needs the
+logits of a step before the unroll has ended. What the target says at a token is then
+formed once and compared with every step that predicts it, and the gradient of a
+chunk's logits is used up before the next chunk is made: no more than one is ever
+in memory.
+
+Shapes: N = B * T tokens of the flattened batch, R computed anchors, K steps, C
+tokens of a chunk, M = K * C, H hidden size, Vd draft vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .batch import Batch
+from .labels import Labels, Vocabulary, labels
+from .losses import LossName, row_losses
+from .rows import Rows
+
+_CPU_LOGITS = 1 << 19
+"""Logits of a chunk: so many stay in a CPU's cache from one pass to the next."""
+_CPU_ROWS, _GPU_ROWS = 384, 4096
+"""Rows of a chunk at least, on a CPU: matrices must not become vectors; on a GPU as many as fill it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What the steps are compared with, and what counts."""
+
+    batch: Batch
+    rows: Rows
+    anchors: torch.Tensor
+    """(K, N) bool, anchors of each step"""
+    weights: torch.Tensor
+    """(K,) float32, of each label in the loss: the step's weight over the labels of the whole global batch"""
+    vocabulary: Vocabulary
+    loss: LossName
+    dtype: torch.dtype
+    """Matrices are multiplied in it."""
+    with_metrics: bool
+    """Whether proposals and overlaps are wanted; they cost as much as a tenth of the step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResults:
+    """What the comparison found, without gradients."""
+
+    sums: torch.Tensor
+    """(K,) float32, losses summed over the labels of each step"""
+    counts: torch.Tensor
+    """(K,) float32, labels of each step"""
+    proposed: torch.Tensor
+    """(K, N) int64, the target id of the draft's best token at each anchor; -1 where it was not looked at"""
+    overlap: torch.Tensor
+    """(K,) float32, Σ min(p, q) over the anchors of each step, p over the target's full vocabulary"""
+
+
+def joint_loss(
+    outputs: list[torch.Tensor], head: torch.Tensor, comparison: Comparison
+) -> tuple[torch.Tensor, StepResults]:
+    """Return the weighted loss, a scalar with gradients for ``outputs`` and ``head``, and what was found.
+
+    ``outputs`` are the normed hidden states (R, H) of the K steps, ``head`` (Vd, H) gives the draft's logits.
+    """
+    results = StepResults(
+        sums=torch.zeros_like(comparison.weights),
+        counts=torch.zeros_like(comparison.weights),
+        proposed=torch.full_like(comparison.anchors, -1, dtype=torch.int64),
+        overlap=torch.zeros_like(comparison.weights),
+    )
+    total: torch.Tensor = _JointLoss.apply(head, comparison, results, *outputs)  # type: ignore[no-untyped-call]
+    return total, results
+
+
+class _JointLoss(torch.autograd.Function):
+    """Forms the gradients while it has the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: torch.Tensor, comparison: Comparison, results: StepResults, *outputs: torch.Tensor
+    ) -> torch.Tensor:
+        needs_head, needs_outputs = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
+        weight = head.to(comparison.dtype)
+        chunks = _Chunks(comparison, results, outputs, weight)
+        R, H = outputs[0].shape
+        # A row more, for what is not computed.
+        grad_outputs = [each.new_zeros(R + 1, H) for each in outputs] if needs_outputs else []
+        grad_head = torch.zeros_like(head) if needs_head else None
+        for chunk in chunks.cut():
+            slope = chunks.compare(chunk, needs_grad=needs_outputs)
+            if slope is None:
+                continue
+            scale = chunk.scale[:, None]
+            parts = ((slope @ weight) * scale).chunk(len(outputs))
+            for grad, row, part in zip(grad_outputs, chunk.row, parts, strict=True):
+                grad.index_copy_(0, row, part.to(grad.dtype))
+            if grad_head is not None:
+                scaled = chunk.hidden * scale
+                if grad_head.dtype == slope.dtype:
+                    grad_head.addmm_(slope.T, scaled)
+                else:
+                    grad_head += slope.T @ scaled
+        ctx.grads = [grad_head, None, None, *(grad[:R] for grad in grad_outputs)]
+        return (results.sums * comparison.weights).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # In place: the head's is as large as the head.
+        return tuple(None if each is None else each.mul_(grad) for each in ctx.grads)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chunk:
+    """Some tokens (C,), and the anchors that predict from them."""
+
+    tokens: torch.Tensor
+    row: torch.Tensor
+    """(K, C) int64, R where a step has no anchor there"""
+    is_anchor: torch.Tensor
+    """(K, C) bool"""
+    has_label: torch.Tensor
+    """(K, C) bool"""
+    scale: torch.Tensor
+    """(M,), of each row in the loss"""
+    hidden: torch.Tensor
+    """(M, H); anything where there is no anchor: its scale is 0"""
+
+
+class _Chunks:
+    """Cuts the tokens that some step predicts from, and compares the steps with each cut."""
+
+    def __init__(
+        self, comparison: Comparison, results: StepResults, outputs: tuple[torch.Tensor, ...], weight: torch.Tensor
+    ) -> None:
+        self._comparison, self._results, self._weight = comparison, results, weight
+        self._outputs = [each.to(comparison.dtype) for each in outputs]
+        anchors, rows = comparison.anchors, comparison.rows
+        K, N = anchors.shape
+        R = len(rows.flat)
+        # Anchors by the token that their step predicts from.
+        is_anchor = torch.zeros_like(anchors)
+        row = torch.full_like(anchors, R, dtype=torch.int64)
+        for step in range(K):
+            is_anchor[step, step + 1 :] = anchors[step, : N - step - 1]
+            row[step, step + 1 :] = torch.where(anchors[step], rows.of, R)[: N - step - 1]
+        self._tokens = is_anchor.any(0).nonzero().flatten()
+        self._is_anchor, self._row = is_anchor[:, self._tokens], row[:, self._tokens]
+        best = comparison.batch.argmax.flatten()[self._tokens]
+        self._has_label = self._is_anchor & comparison.vocabulary.t2d[best]
+        results.counts.copy_(self._has_label.sum(1))
+        self._scale = (self._has_label * comparison.weights[:, None]).to(comparison.dtype)
+        # One piece of memory for all chunks: new pages cost as much as what is written to them.
+        self._logits = weight.new_empty(0)
+
+    def cut(self) -> Iterator[_Chunk]:
+        """Yield the chunks, with what the draft has for each."""
+        K = len(self._outputs)
+        last = max(len(self._comparison.rows.flat) - 1, 0)
+        size = _chunk_tokens(K, len(self._weight), self._weight.device.type)
+        for first in range(0, len(self._tokens), size):
+            span = slice(first, first + size)
+            row = self._row[:, span]
+            chosen = [
+                each.index_select(0, index) for each, index in zip(self._outputs, row.clamp(max=last), strict=True)
+            ]
+            yield _Chunk(
+                tokens=self._tokens[span],
+                row=row,
+                is_anchor=self._is_anchor[:, span],
+                has_label=self._has_label[:, span],
+                scale=self._scale[:, span].flatten(),
+                hidden=torch.cat(chosen),
+            )
+
+    def compare(self, chunk: _Chunk, *, needs_grad: bool) -> torch.Tensor | None:
+        """Add to the results; return the gradient (M, Vd) of the losses' sum, each row's with weight 1."""
+        comparison = self._comparison
+        target = labels(comparison.batch, chunk.tokens, comparison.vocabulary, comparison.dtype)
+        M, Vd = len(chunk.hidden), len(self._weight)
+        if len(self._logits) < M:
+            self._logits = self._weight.new_empty(M, Vd)
+        logits = torch.mm(chunk.hidden, self._weight.T, out=self._logits[:M]).float()
+        if comparison.with_metrics:
+            self._measure(chunk, logits, target)
+        if comparison.loss == "cross_entropy" and target.ids is None:
+            losses, slope = _exact_cross_entropy(logits, target.logits.softmax(-1), needs_grad=needs_grad)
+        else:
+            losses, slope = _by_autograd(logits, target, comparison.loss, needs_grad=needs_grad)
+        counted = losses.view_as(chunk.has_label).masked_fill(~chunk.has_label, 0)
+        self._results.sums.add_(counted.sum(1))
+        return None if slope is None else slope.to(comparison.dtype)
+
+    def _measure(self, chunk: _Chunk, logits: torch.Tensor, target: Labels) -> None:
+        best = self._comparison.vocabulary.target_ids(logits.argmax(-1)).view_as(chunk.row)
+        step, column = chunk.is_anchor.nonzero(as_tuple=True)
+        self._results.proposed[step, chunk.tokens[column] - step - 1] = best[step, column]
+        self._results.overlap.add_((target.overlap(logits).view_as(chunk.is_anchor) * chunk.is_anchor).sum(1))
+
+
+def _exact_cross_entropy(
+    logits: torch.Tensor, p: torch.Tensor, *, needs_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """-Σ p log q = log Σ e^z - Σ p z over the whole draft vocabulary, whose gradient is q - p."""
+    by_step = logits.unflatten(0, (-1, len(p)))  # (K, C, Vd)
+    largest = logits.amax(-1)
+    q = logits.softmax(-1)
+    # The largest q is at least 1 / Vd, so its logarithm loses nothing.
+    log_sum = largest - q.amax(-1).log()
+    along = torch.bmm(by_step.transpose(0, 1), p[:, :, None])[:, :, 0].T  # (K, C)
+    losses = log_sum - along.flatten()
+    if not needs_grad:
+        return losses, None
+    q.view_as(by_step).sub_(p)
+    return losses, q
+
+
+def _by_autograd(
+    logits: torch.Tensor, target: Labels, loss: LossName, *, needs_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    log_p = target.logits.log_softmax(-1).repeat(len(logits) // len(target.logits), 1)
+    with torch.set_grad_enabled(needs_grad):
+        logits = logits.detach().requires_grad_(needs_grad)
+        losses = row_losses(loss, target.outcomes(logits), log_p)
+        slope = torch.autograd.grad(losses.sum(), logits)[0] if needs_grad else None
+    return losses.detach(), slope
+
+
+def _chunk_tokens(steps: int, vocabulary_size: int, device: str) -> int:
+    """Return how many tokens make a chunk."""
+    rows = max(_CPU_ROWS, _CPU_LOGITS // vocabulary_size) if device == "cpu" else _GPU_ROWS
+    # Whole tiles of the matrix product.
+    return max(16, rows // steps // 16 * 16)
