@@ -27,9 +27,9 @@ app.add_typer(store_app, name="store")
 CodecOption = Literal["lossless", "none", "int8", "fp8"]
 TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 ExportDtype = Literal["bfloat16", "float32"]
-CheckpointOption = Literal["best", "last"]
 ExportFormat = Literal["eagle3", "speculators"]
 ExportEngine = Literal["vllm", "sglang", "both"]
+CheckpointOption = Literal["best", "last"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
 _DATA_HELP = (
@@ -265,20 +265,20 @@ def export(
     run: Annotated[str, typer.Option(help="Directory that `specx train --out` wrote.")],
     out: Annotated[str, typer.Option(help="Directory to write the draft to; must not exist.")],
     dtype: Annotated[ExportDtype, typer.Option(help="Type of the exported weights.")] = "bfloat16",
-    checkpoint: Annotated[
-        CheckpointOption | None, typer.Option(help="last or best; by default best, where there is one.")
-    ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         ExportFormat, typer.Option(help="eagle3, or speculators for vLLM; EAGLE-1 drafts go by eagle3 too.")
     ] = "eagle3",
     engine: Annotated[ExportEngine, typer.Option(help="What must serve it; both is whatever can.")] = "both",
     target: Annotated[str | None, typer.Option(help="Target that the speculators format names.")] = None,
+    checkpoint: Annotated[
+        CheckpointOption | None, typer.Option(help="last or best; by default best, where there is one.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the draft as vLLM and SGLang load it, and check what was written."""
     from .train.export import export as export_draft
 
-    _show(export_draft(run, out, dtype, format=format, engine=engine, target=target, checkpoint=checkpoint), as_json)
+    _show(export_draft(run, out, dtype, checkpoint, format=format, engine=engine, target=target), as_json)
 
 
 @app.command()

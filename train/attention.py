@@ -114,11 +114,11 @@ class _CpuAttention(torch.autograd.Function):
             lse[span] = _by_row(total.log_().add_(largest), tile.stop_row - tile.first_row)[..., 0]
         count = len(later) // 2
         if count:
-            scores = _later_scores(q, later[:count])
-            joint = torch.logsumexp(torch.stack((lse, *scores)), dim=0)
+            later_scores = _later_scores(q, later[:count])
+            joint = torch.logsumexp(torch.stack((lse, *later_scores)), dim=0)
             out.mul_((lse - joint).exp_()[..., None])
             grouped = _grouped(out, m)
-            for score, value in zip(scores, later[count:], strict=True):
+            for score, value in zip(later_scores, later[count:], strict=True):
                 grouped.addcmul_(_grouped((score - joint).exp_().to(q.dtype)[..., None], m), value[:, :, None])
             lse = joint
         ctx.save_for_backward(q, first_keys, first_values, out, lse, *later)
@@ -162,24 +162,24 @@ def _tile_scores(q: torch.Tensor, first_keys: torch.Tensor, tile: Tile) -> torch
     """Return the masked scores (m, g r, c) float32 of a tile, given its ``q`` (r, n, D)."""
     keys = first_keys[tile.first_key : tile.stop_key].permute(1, 2, 0)
     scores = torch.bmm(_by_head(q, len(keys)) * q.shape[-1] ** -0.5, keys).float()
-    by_group = scores.unflatten(1, (-1, len(q)))
+    by_group = torch.unflatten(scores, 1, (-1, len(q)))
     by_group[..., keys.shape[-1] - tile.mask.shape[1] :] += tile.mask
     return scores
 
 
 def _by_head(heads: torch.Tensor, m: int) -> torch.Tensor:
     """Turn (r, n, …) into (m, g r, …): the rows of a key head's queries together."""
-    return heads.unflatten(1, (m, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+    return torch.unflatten(heads, 1, (m, -1)).permute(1, 2, 0, 3).flatten(1, 2)
 
 
 def _by_row(grouped: torch.Tensor, rows: int) -> torch.Tensor:
     """Turn (m, g r, …) back into (r, n, …), given r."""
-    return grouped.unflatten(1, (-1, rows)).permute(2, 0, 1, 3).flatten(1, 2)
+    return torch.unflatten(grouped, 1, (-1, rows)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _grouped(heads: torch.Tensor, m: int) -> torch.Tensor:
     """View (R, n, …) as (R, m, g, …)."""
-    return heads.unflatten(1, (m, -1))
+    return torch.unflatten(heads, 1, (m, -1))
 
 
 def _later_scores(q: torch.Tensor, keys: tuple[torch.Tensor, ...] | list[torch.Tensor]) -> list[torch.Tensor]:

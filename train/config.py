@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..run_file import RunConfig
+from .losses import LossName
 from .presets import with_preset
 
 
@@ -34,6 +35,10 @@ class TrainConfig(RunConfig):
     """Unrolled (test-time training) steps, K."""
     step_decay: float = Field(default=0.8, gt=0, le=1)
     """Weight of step k is its k-th power, normalised over the steps (EAGLE-3)."""
+    step_weights: tuple[float, ...] | None = None
+    """Weights of the steps one by one, in place of ``step_decay``; normalised to a sum of 1."""
+    loss: LossName = "cross_entropy"
+    """Of the draft's distribution against the target's; docs/training.md has the formulas."""
     draft_vocab_size: int = Field(default=32_000, ge=1)
     """Tokens the draft can propose, the most frequent ones; at most the target's vocabulary."""
     intermediate_size: int | None = Field(default=None, ge=1)

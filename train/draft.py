@@ -1,10 +1,9 @@
 """The EAGLE-3 draft: one decoder layer that reads the target's hidden states.
 
-Parameters carry the names of the exported checkpoint. ``unroll`` is training's
-recurrence; ``evaluate.decoder`` runs the same weights with a KV cache, as engines do.
+Parameters carry the names of the exported checkpoint. ``unroll`` runs training's
+recurrence over them; ``evaluate.decoder`` runs them with a KV cache, as engines do.
 
-Shapes: B rows, T tokens of a row, H hidden size, L boundaries, D head dimension,
-n heads, Vd draft vocabulary.
+Shapes: B rows, T tokens of a row, H hidden size, L boundaries.
 """
 
 import torch
@@ -93,67 +92,3 @@ class Draft(nn.Module):
     def feedback(self, streamed: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """Choose what the next step takes as its hidden state."""
         return normed if self.spec.norm_output else streamed
-
-    def unroll(
-        self,
-        embedded: torch.Tensor,
-        aux_hidden: torch.Tensor,
-        positions: torch.Tensor,
-        documents: torch.Tensor,
-        steps: int,
-    ) -> list[torch.Tensor]:
-        """Run the test-time training recurrence (EAGLE-3, arXiv 2503.01840, section 3.2).
-
-        embedded    (B, T, H)     embedding of each token
-        aux_hidden  (B, T, L, H)  of each token
-        positions   (B, T)        within the document
-        documents   (B, T)        number of the document; tokens attend within theirs only
-
-        Returns K = ``steps`` tensors (B, T, H): at anchor t of step k, the normed hidden state whose
-        logits predict token t + k + 2. Step k reads the embedding of token t + k + 1, attends to step 0
-        of anchors up to t (behind t + k - W with a window of W) and to its own anchor's earlier steps, and
-        stands at position t + k.
-        """
-        is_causal = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
-        window = self.spec.sliding_window
-        hidden = self.fuse(aux_hidden)
-        own_keys: list[torch.Tensor] = []
-        own_values: list[torch.Tensor] = []
-        outputs = []
-        for step in range(steps):
-            ahead = F.pad(embedded[:, step + 1 :], (0, 0, 0, min(step + 1, embedded.shape[1])))
-            cos, sin = self.rotary(hidden, positions + step)
-            inputs, entered = self.enter(ahead, hidden)
-            q, k, v = self.attention.project(inputs, cos, sin)
-            if step == 0:
-                first_keys, first_values = k, v
-            else:
-                own_keys.append(k)
-                own_values.append(v)
-            # The query stands at t + k; its own anchor's later keys are nearer than any of step 0.
-            is_visible = is_causal if window is None else is_causal.triu(step - window + 1)
-            attended = _attend(q, first_keys, first_values, is_visible, own_keys, own_values)
-            normed, hidden = self.leave(entered, attended)
-            outputs.append(normed)
-        return outputs
-
-
-def _attend(
-    q: torch.Tensor,
-    first_keys: torch.Tensor,
-    first_values: torch.Tensor,
-    is_visible: torch.Tensor,
-    own_keys: list[torch.Tensor],
-    own_values: list[torch.Tensor],
-) -> torch.Tensor:
-    """Attend to step 0 of the visible anchors and to the own anchor's later steps; all (B, n, T, D)."""
-    scale = q.shape[-1] ** -0.5
-    scores = (q @ first_keys.transpose(-1, -2)).float() * scale  # (B, n, T, T)
-    scores = scores.masked_fill(~is_visible, float("-inf"))
-    own = [(q * key).sum(-1, dtype=torch.float32) * scale for key in own_keys]  # (B, n, T) each
-    weights = torch.cat((scores, *(score[..., None] for score in own)), dim=-1).softmax(-1).to(q.dtype)
-    T = first_keys.shape[2]
-    attended = weights[..., :T] @ first_values
-    for i, value in enumerate(own_values):
-        attended = attended + weights[..., T + i, None] * value
-    return attended

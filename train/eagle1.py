@@ -11,16 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .batch import PADDING, Batch
+from .batch import Batch
+from .labels import Vocabulary
 from .layers import DraftAttention, DraftMLP, RMSNorm
-from .objective import StepCounts, Vocabulary, supervised_anchors
+from .objective import StepCounts, supervised_anchors
 from .rope import rotary_embedding
 from .spec import DraftSpec
 
 LOGITS_AT_ONCE = 2**26
 """Of each kind, in a chunk of rows: 256 MB in float32."""
-_NOISE_LENGTH = 512
-"""Tokens of a sequence whose noise has the half-width itself (``AddUniformNoise`` of EAGLE's training code)."""
 
 
 class Eagle1Layer(nn.Module):
@@ -91,21 +90,6 @@ class Eagle1Draft(nn.Module):
         q, k, v = self.attention.project(inputs, cos, sin)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible)
         return self.leave(entered, attended)[0]
-
-
-def uniform_noise(batch: Batch, half_width: float, generator: torch.Generator) -> torch.Tensor:
-    """Return noise (B, T, H) for the last hidden states, in their dtype, scaled as EAGLE's code does.
-
-    It is U(-a, a) * 512 / T, a the half-width and T the length of the token's own sequence.
-    """
-    assert batch.last_hidden is not None
-    B, rows = len(batch.documents), torch.arange(len(batch.documents), device=batch.documents.device)
-    most = int(batch.documents.max()) + 2
-    owner = (batch.documents - PADDING) + rows[:, None] * most  # a number of its own for each sequence
-    length = torch.bincount(owner.flatten(), minlength=B * most)[owner]  # (B, T)
-    drawn = torch.rand(batch.last_hidden.shape, generator=generator, device=generator.device)
-    scale = half_width * _NOISE_LENGTH / length
-    return ((2 * drawn - 1).to(scale.device) * scale[..., None]).to(batch.last_hidden.dtype)
 
 
 def evaluate_eagle1(

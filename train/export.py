@@ -45,21 +45,21 @@ def export(
     run: str | Path,
     out: str | Path,
     dtype: Dtype = "bfloat16",
+    checkpoint: Checkpoint | None = None,
     *,
     format: Format = "eagle3",  # noqa: A002 - the option's name
     engine: Engine | Literal["both"] = "both",
     target: str | None = None,
-    checkpoint: Checkpoint | None = None,
 ) -> ExportSummary:
     """Write the draft of a run's checkpoint for the engines, and check what was written.
 
-    With ``engine`` both it is written for those that can serve it. ``checkpoint`` is by default the best, where the
-    run has one, and else the last. Raises TrainError if ``run`` is none or lacks the checkpoint, ExportError if
-    ``out`` is taken, no engine asked for can serve the draft, or it fails the check; then nothing is left at ``out``.
+    ``checkpoint`` is by default the best, where the run has one, and else the last. With ``engine`` both it
+    is written for those that can serve it. Raises TrainError if ``run`` is none, ExportError if ``out`` is
+    taken, no engine asked for can serve the draft, or it fails the check; then nothing is left at ``out``.
     """
-    run_directory = RunDirectory(run)
-    chosen = checkpoint or ("best" if run_directory.best_checkpoint.exists() else "last")
-    trained = read_trained(run_directory, chosen)
+    directory = RunDirectory(run)
+    chosen = checkpoint or ("best" if directory.best_checkpoint.exists() else "last")
+    trained = read_trained(directory, chosen)
     spec = trained.spec
     engines = require_servable(spec, format, ENGINES if engine == "both" else (engine,), str(run))
     form = Form(format=format, engines=engines, target=target)

@@ -22,9 +22,9 @@ from .errors import NotFiniteError
 from .exported import load_first, set_first_weights
 from .finite import explain
 from .head import read_head
+from .labels import Vocabulary
 from .loggers import make_loggers
 from .module import DraftModule
-from .objective import Vocabulary
 from .run import RunDirectory
 from .vocabulary import membership, offsets
 
@@ -145,9 +145,9 @@ def _module(config: TrainConfig, directory: RunDirectory, corpus: Corpus, steps:
     )
     seed_everything(config.seed, verbose=False)
     module = DraftModule(config, spec, vocabulary, head.embed_tokens, steps)
-    if not directory.checkpoint.exists():
-        first = None if config.init_from is None else load_first(Path(config.init_from), spec)
-        set_first_weights(module.draft, head, first)
+    # The draft that a run started from may be gone when it goes on.
+    is_warm = config.init_from is not None and not directory.checkpoint.exists()
+    set_first_weights(module.draft, head, load_first(Path(str(config.init_from)), spec) if is_warm else None)
     return module
 
 

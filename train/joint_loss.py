@@ -72,7 +72,7 @@ def joint_loss(
         proposed=torch.full_like(comparison.anchors, -1, dtype=torch.int64),
         overlap=torch.zeros_like(comparison.weights),
     )
-    total: torch.Tensor = _JointLoss.apply(head, comparison, results, *outputs)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _JointLoss.apply(head, comparison, results, torch.is_grad_enabled(), *outputs)  # type: ignore[no-untyped-call]
     return total, results
 
 
@@ -81,9 +81,18 @@ class _JointLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, head: torch.Tensor, comparison: Comparison, results: StepResults, *outputs: torch.Tensor
+        ctx: Any,
+        head: torch.Tensor,
+        comparison: Comparison,
+        results: StepResults,
+        is_training: bool,
+        *outputs: torch.Tensor,
     ) -> torch.Tensor:
-        needs_head, needs_outputs = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
+        # Asked for even where autograd is off.
+        needs_head, *of_outputs = (
+            is_training and each for each in (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        )
+        needs_outputs = any(of_outputs)
         weight = head.to(comparison.dtype)
         chunks = _Chunks(comparison, results, outputs, weight)
         R, H = outputs[0].shape
@@ -91,20 +100,25 @@ class _JointLoss(torch.autograd.Function):
         grad_outputs = [each.new_zeros(R + 1, H) for each in outputs] if needs_outputs else []
         grad_head = torch.zeros_like(head) if needs_head else None
         for chunk in chunks.cut():
-            slope = chunks.compare(chunk, needs_grad=needs_outputs)
+            slope = chunks.compare(chunk, needs_grad=needs_outputs or needs_head)
             if slope is None:
                 continue
             scale = chunk.scale[:, None]
-            parts = ((slope @ weight) * scale).chunk(len(outputs))
-            for grad, row, part in zip(grad_outputs, chunk.row, parts, strict=True):
-                grad.index_copy_(0, row, part.to(grad.dtype))
+            if needs_outputs:
+                parts = ((slope @ weight) * scale).chunk(len(outputs))
+                for grad, row, part in zip(grad_outputs, chunk.row, parts, strict=True):
+                    grad.index_copy_(0, row, part.to(grad.dtype))
             if grad_head is not None:
                 scaled = chunk.hidden * scale
                 if grad_head.dtype == slope.dtype:
                     grad_head.addmm_(slope.T, scaled)
                 else:
                     grad_head += slope.T @ scaled
-        ctx.grads = [grad_head, None, None, *(grad[:R] for grad in grad_outputs)]
+        ctx.grads = (
+            [grad_head, None, None, None, *(grad[:R] for grad in grad_outputs)]
+            if needs_outputs
+            else [grad_head, None, None, None, *[None] * len(outputs)]
+        )
         return (results.sums * comparison.weights).sum()
 
     @staticmethod
@@ -205,7 +219,7 @@ def _exact_cross_entropy(
     logits: torch.Tensor, p: torch.Tensor, *, needs_grad: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """-Σ p log q = log Σ e^z - Σ p z over the whole draft vocabulary, whose gradient is q - p."""
-    by_step = logits.unflatten(0, (-1, len(p)))  # (K, C, Vd)
+    by_step = torch.unflatten(logits, 0, (-1, len(p)))  # (K, C, Vd)
     largest = logits.amax(-1)
     q = logits.softmax(-1)
     # The largest q is at least 1 / Vd, so its logarithm loses nothing.

@@ -82,7 +82,7 @@ class Labels:
         The bucket is left out: which of its tokens agree is not known.
         """
         log_p = self.logits - self.log_sum
-        log_q = self.outcomes(logits).unflatten(0, (-1, len(log_p)))
+        log_q = torch.unflatten(self.outcomes(logits), 0, (-1, len(log_p)))
         known = slice(None) if self.ids is None else slice(self.ids.shape[1])
         return torch.minimum(log_q, log_p)[..., known].exp().sum(-1).flatten()
 

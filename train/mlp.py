@@ -50,4 +50,5 @@ class _SwigluMLP(torch.autograd.Function):
 def _blocks(*wide: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Cut the rows of some tensors into blocks; on a GPU all are one."""
     rows = max(1, _CPU_BLOCK // wide[0].shape[1] if wide[0].device.type == "cpu" else len(wide[0]))
-    return zip(*(each.split(rows) for each in wide), strict=True)
+    starts = range(0, len(wide[0]), rows)
+    return (tuple(each[start : start + rows] for each in wide) for start in starts)

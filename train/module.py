@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, H hidden size, V target vocabulary, Vd draft vocabulary.
 """
 
+import dataclasses
 import math
 import time
 from typing import Any
@@ -16,10 +17,12 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from .batch import PADDING, Batch
 from .checkpoint import rewind
 from .config import TrainConfig
-from .eagle1 import Eagle1Draft, evaluate_eagle1, uniform_noise
+from .eagle1 import Eagle1Draft, evaluate_eagle1
 from .errors import NotFiniteError
 from .exported import new_draft
-from .objective import StepCounts, Vocabulary, evaluate_steps, metrics, total_loss
+from .labels import Vocabulary
+from .noise import uniform_noise
+from .objective import Objective, StepCounts, evaluate, metrics, step_weights, total_loss
 from .spec import DraftSpec
 
 
@@ -40,6 +43,9 @@ class DraftModule(LightningModule):
         super().__init__()
         self._config = config
         self._steps = steps
+        self._objective = Objective(
+            loss=config.loss, step_weights=config.step_weights or step_weights(config.ttt_steps, config.step_decay)
+        )
         self.draft = new_draft(spec)
         self.vocabulary = vocabulary
         # The target's and frozen: in the store, not in the checkpoints.
@@ -58,23 +64,40 @@ class DraftModule(LightningModule):
         self._step = _StepSums()
         self._clock = 0.0
 
-    def forward(self, batch: Batch) -> list[StepCounts]:
-        """Unroll the draft over a batch and compare each step with the target."""
-        dtype = self.draft.fc.weight.dtype
-        embedded = self.draft.embed(batch.input_ids, self.embed_tokens).to(dtype)
+    def forward(
+        self, batch: Batch, labels: torch.Tensor | None = None, *, with_metrics: bool = True
+    ) -> tuple[torch.Tensor, list[StepCounts] | None]:
+        """Compare what the draft predicts over a batch with the target; return the loss and each step's sums.
+
+        ``labels`` (K,) are those of the whole optimizer step, if it has other batches; without ``with_metrics`` there
+        may be no sums.
+        """
+        noise = self._config.feature_noise if self.training else 0.0
         if isinstance(self.draft, Eagle1Draft):
-            return evaluate_eagle1(
+            assert batch.last_hidden is not None
+            counts = evaluate_eagle1(
                 self.draft,
-                embedded,
+                self.draft.embed(batch.input_ids, self.embed_tokens).to(self.draft.fc.weight.dtype),
                 batch,
                 self.vocabulary,
                 logit_loss_weight=self._config.logit_loss_weight,
-                noise=self._noise(batch) if self.training else None,
+                noise=uniform_noise(batch.last_hidden, batch, noise) if noise else None,
             )
-        outputs = self.draft.unroll(
-            embedded, batch.aux_hidden.to(dtype), batch.positions, batch.documents, self._config.ttt_steps
+            return total_loss(counts, self._objective.step_weights, labels), counts
+        if noise:
+            noisy = batch.aux_hidden + uniform_noise(batch.aux_hidden, batch, noise)
+            batch = dataclasses.replace(batch, aux_hidden=noisy)
+        device = batch.input_ids.device.type
+        return evaluate(
+            self.draft,
+            self.embed_tokens,
+            batch,
+            self.vocabulary,
+            self._objective,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32,
+            labels=labels,
+            with_metrics=with_metrics,
         )
-        return evaluate_steps(self.draft.lm_head, outputs, batch, self.vocabulary)
 
     @property
     def batches_per_step(self) -> int:
@@ -88,11 +111,13 @@ class DraftModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return what a batch adds to the loss of its optimizer step."""
-        sums = self._step
-        counts = self(batch)
+        sums, world_size = self._step, self.trainer.world_size
+        number = (self.global_step * self.trainer.accumulate_grad_batches + sums.batches) * world_size
+        # What is random in a step depends on its place in the run, not on what ran before it or on how many devices.
+        torch.manual_seed(((self._config.seed << 40) + number + self.global_rank) % (1 << 63))
         if sums.batches == 0 and batch.window_labels is not None:
             sums.labels = self._summed(batch.window_labels)
-        loss = total_loss(counts, self._config.step_decay, sums.labels)
+        loss, counts = self.forward(batch, sums.labels, with_metrics=self._is_logged)
         sums.add(loss.detach(), batch, counts if self._is_logged else None)
         # Lightning divides by the accumulated batches, and DDP by the processes.
         return loss if self.batches_per_step == 1 else loss * self.batches_per_step
@@ -142,7 +167,7 @@ class DraftModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one held-out batch."""
-        counts = self(batch)
+        _, counts = self(batch)
         if self._validation is None:
             self._validation = counts
         else:
@@ -153,7 +178,7 @@ class DraftModule(LightningModule):
         """Log what the held-out sequences gave."""
         assert self._validation is not None
         counts = self._summed_counts(self._validation)
-        loss = total_loss(counts, self._config.step_decay).item()
+        loss = total_loss(counts, self._objective.step_weights).item()
         values = metrics(counts) | {"loss": loss}
         self.last_metrics = values
         self.validated_step = self.global_step
@@ -220,15 +245,6 @@ class DraftModule(LightningModule):
         names = StepCounts.__slots__
         total = self._summed(torch.stack([torch.stack([getattr(step, name) for name in names]) for step in counts]))
         return [StepCounts(**dict(zip(names, row.unbind(), strict=True))) for row in total]
-
-    def _noise(self, batch: Batch) -> torch.Tensor | None:
-        """Draw a batch's noise by its place in the run: the same after a resume, and on any number of devices."""
-        if not self._config.feature_noise:
-            return None
-        batches = self.global_step * self.trainer.accumulate_grad_batches + self._step.batches
-        number = batches * self.trainer.world_size + self.global_rank
-        seed = ((self._config.seed << 40) + number) % (1 << 63)
-        return uniform_noise(batch, self._config.feature_noise, torch.Generator(self.device).manual_seed(seed))
 
     def _log(self, named: dict[str, float]) -> None:
         for logger in self.loggers:

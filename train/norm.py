@@ -25,7 +25,7 @@ class _Normalised(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, eps: float) -> torch.Tensor:
         wide = x.float()
         scale = (torch.linalg.vecdot(wide, wide) / x.shape[-1] + eps).rsqrt_()[..., None]
-        y = (wide * scale).to(x.dtype)
+        y: torch.Tensor = (wide * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
 

@@ -1,44 +1,32 @@
-"""Loss and metrics of an unrolled draft against the stored target.
+"""What a draft is trained for, and how well it does: loss and metrics over the unrolled steps.
 
 Step k at anchor t predicts token t + k + 2; its label is the target's distribution
 at token t + k + 1, restricted to the draft vocabulary and renormalised.
 
-Shapes: B rows, T tokens, H hidden size, V target vocabulary, Vd draft vocabulary,
-R supervised anchors of one step.
+Shapes: B rows, T tokens, N = B * T, K unrolled steps, V target vocabulary.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from .batch import PADDING, Batch
+from .draft import Draft
+from .joint_loss import Comparison, StepResults, joint_loss
+from .labels import Vocabulary
+from .losses import LossName
+from .rows import computed_rows
+from .unroll import unroll
 
 
-class Vocabulary(nn.Module):
-    """The draft vocabulary and the target's head over it; constants of a run."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What is to become small."""
 
-    d2t: torch.Tensor
-    t2d: torch.Tensor
-    target_head: torch.Tensor
-
-    def __init__(self, d2t: torch.Tensor, t2d: torch.Tensor, target_head: torch.Tensor) -> None:
-        """``d2t`` (Vd,) int64 offsets, ``t2d`` (V,) bool, ``target_head`` (Vd, H): the target's rows."""
-        super().__init__()
-        self.register_buffer("d2t", d2t)
-        self.register_buffer("t2d", t2d)
-        # Comes from the store again on resume.
-        self.register_buffer("target_head", target_head, persistent=False)
-
-    def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
-        """Map draft ids to target ids, any shape."""
-        return draft_ids + self.d2t[draft_ids]
-
-    def draft_ids(self, target_ids: torch.Tensor) -> torch.Tensor:
-        """Map target ids to draft ids, any shape; what is not in the draft vocabulary becomes Vd, one too large."""
-        rank = self.t2d.cumsum(0) - 1  # ids of both vocabularies ascend alike
-        return torch.where(self.t2d[target_ids], rank[target_ids], len(self.d2t))
+    loss: LossName
+    """Of the draft's distribution against the target's at one label."""
+    step_weights: tuple[float, ...]
+    """Of the steps, with a sum of 1, so that the learning rate does not depend on K."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,7 +34,6 @@ class StepCounts:
     """Sums over the supervised anchors of one step; a token outside the draft vocabulary is a miss."""
 
     anchors: torch.Tensor
-    """R"""
     greedy_hits: torch.Tensor
     """The draft's best token is the target's best."""
     text_hits: torch.Tensor
@@ -57,7 +44,7 @@ class StepCounts:
     overlap: torch.Tensor
     """Sum of min(p, q) over tokens, p over the target's full vocabulary: the chance to accept a sample."""
     loss: torch.Tensor
-    """Cross-entropy summed over the anchors whose label counts."""
+    """Summed over the anchors whose label counts."""
     labels: torch.Tensor
     """Anchors whose label counts: the target's best token is in the draft vocabulary."""
 
@@ -65,6 +52,12 @@ class StepCounts:
         """Add another batch's sums."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def step_weights(steps: int, decay: float) -> tuple[float, ...]:
+    """Return ``decay**k`` normalised to a sum of 1."""
+    weights = [decay**k for k in range(steps)]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def supervised_anchors(batch: Batch, steps: int) -> list[torch.Tensor]:
@@ -86,106 +79,6 @@ def supervised_anchors(batch: Batch, steps: int) -> list[torch.Tensor]:
     return found
 
 
-def step_weights(steps: int, decay: float) -> list[float]:
-    """Return ``decay**k`` normalised to a sum of 1, so that the learning rate does not depend on K."""
-    weights = [decay**k for k in range(steps)]
-    return [weight / sum(weights) for weight in weights]
-
-
-def evaluate_steps(
-    lm_head: nn.Linear, outputs: list[torch.Tensor], batch: Batch, vocabulary: Vocabulary
-) -> list[StepCounts]:
-    """Compare each step's normed hidden state (B, T, H) with the target; ``loss`` carries the gradient."""
-    counts = []
-    shape = batch.input_ids.shape
-    greedy_so_far = torch.ones(shape, dtype=torch.bool, device=batch.input_ids.device)
-    text_so_far = greedy_so_far.clone()
-    for step, (normed, anchors) in enumerate(zip(outputs, supervised_anchors(batch, len(outputs)), strict=True)):
-        row, t = anchors.nonzero(as_tuple=True)  # (R,)
-        seen = t + step + 1
-        best = batch.argmax[row, seen]
-        logits = lm_head(normed[row, t]).float()  # (R, Vd)
-        if batch.last_hidden is not None:
-            cross_entropy, overlap = _exact_loss(logits, batch.last_hidden[row, seen], batch.lse[row, seen], vocabulary)
-        else:
-            assert batch.topk_ids is not None
-            assert batch.topk_logprob is not None
-            cross_entropy, overlap = _topk_loss(
-                logits, vocabulary.draft_ids(batch.topk_ids[row, seen]), batch.topk_logprob[row, seen].float()
-            )
-        with torch.no_grad():
-            proposed = vocabulary.target_ids(logits.argmax(-1))
-            greedy, text = proposed == best, proposed == batch.input_ids[row, seen + 1]
-            greedy_so_far, text_so_far = (
-                _prefix(greedy_so_far, row, t, greedy),
-                _prefix(text_so_far, row, t, text),
-            )
-        has_label = vocabulary.t2d[best]
-        counts.append(
-            StepCounts(
-                anchors=torch.tensor(float(len(t)), device=t.device),
-                greedy_hits=greedy.sum().float(),
-                text_hits=text.sum().float(),
-                greedy_prefixes=greedy_so_far.sum().float(),
-                text_prefixes=text_so_far.sum().float(),
-                overlap=overlap,
-                loss=(cross_entropy * has_label).sum(),
-                labels=has_label.sum().float(),
-            )
-        )
-    return counts
-
-
-def _exact_loss(
-    logits: torch.Tensor, last_hidden: torch.Tensor, lse: torch.Tensor, vocabulary: Vocabulary
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross-entropy (R,) of draft logits (R, Vd), and the sum of min(p, q) over all rows.
-
-    The target's logits over the draft vocabulary come from its last hidden states (R, H); ``lse`` (R,) is theirs
-    over its full vocabulary.
-    """
-    with torch.no_grad():
-        head = vocabulary.target_head
-        target_logits = F.linear(last_hidden.to(head.dtype), head).float()
-        p = target_logits.softmax(-1)
-        p_full = (target_logits - lse[:, None]).exp()
-        overlap = torch.minimum(p_full, logits.softmax(-1)).sum()
-    return logits.logsumexp(-1) - (p * logits).sum(-1), overlap
-
-
-def _topk_loss(logits: torch.Tensor, ids: torch.Tensor, logprob: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the same where only the target's top-K is known: ``ids`` and ``logprob`` (R, K), ids as of ``draft_ids``.
-
-    L = -Σ p_i log q_i - r log q_tail: the mass r beyond the top-K is one bucket, and so is what the draft gives all
-    its tokens but these. Top-K tokens outside the draft vocabulary are dropped and the rest renormalised; the
-    bucket is taken as inside. The overlap leaves the bucket out, as which of its tokens agree is not known.
-    """
-    Vd = logits.shape[1]
-    is_known = ids < Vd
-    with torch.no_grad():
-        p_full = logprob.exp()
-        tail = (1 - p_full.sum(-1)).clamp(min=0)
-        p = torch.where(is_known, p_full, 0)
-        total = (p.sum(-1) + tail).clamp(min=torch.finfo(p.dtype).tiny)
-    log_q = logits.log_softmax(-1)
-    # A column more, for ids that the draft cannot propose. 1 - Σ q over the top-K would cancel: the others are summed.
-    is_tail = torch.ones(len(logits), Vd + 1, dtype=torch.bool, device=logits.device).scatter(1, ids, False)[:, :Vd]
-    log_q_tail = log_q.masked_fill(~is_tail, torch.finfo(log_q.dtype).min).logsumexp(-1)
-    # Where the top-K holds the whole draft vocabulary there is no bucket.
-    tail_term = torch.where(is_tail.any(-1), tail * log_q_tail, 0)
-    chosen = log_q.gather(1, ids.clamp(max=Vd - 1))
-    cross_entropy = -((p * chosen).sum(-1) + tail_term) / total
-    overlap = torch.minimum(p, chosen.detach().exp()).sum()
-    return cross_entropy, overlap
-
-
-def _prefix(so_far: torch.Tensor, row: torch.Tensor, t: torch.Tensor, hits: torch.Tensor) -> torch.Tensor:
-    """Keep the anchors that are of this step, were hits in all before, and are hits now."""
-    kept = torch.zeros_like(so_far)
-    kept[row, t] = so_far[row, t] & hits
-    return kept
-
-
 def count_labels(batch: Batch, t2d: torch.Tensor, steps: int) -> torch.Tensor:
     """Return (K,) float32: ``labels`` of the ``StepCounts`` of each step, without running the draft.
 
@@ -198,13 +91,76 @@ def count_labels(batch: Batch, t2d: torch.Tensor, steps: int) -> torch.Tensor:
     return torch.stack(found).float()
 
 
-def total_loss(counts: list[StepCounts], decay: float, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the weighted mean cross-entropy over the steps; 0 for a batch without labels.
+def evaluate(
+    draft: Draft,
+    embed_tokens: torch.Tensor,
+    batch: Batch,
+    vocabulary: Vocabulary,
+    objective: Objective,
+    *,
+    dtype: torch.dtype,
+    labels: torch.Tensor | None = None,
+    with_metrics: bool = True,
+) -> tuple[torch.Tensor, list[StepCounts] | None]:
+    """Unroll the draft over a batch and compare each step with the target; return the loss and each step's sums.
 
-    ``labels`` (K,) float32 are those of all batches of an optimizer step, if it has others beside this one: the
-    losses of all of them then add up to the mean over all their labels.
+    ``embed_tokens`` (V, H) are the target's; matrices are multiplied in ``dtype``. ``labels`` (K,) float32 are those
+    of all batches of the optimizer step, if it has others beside this one: the losses of all of them then add up to
+    the mean over all their labels. Without ``with_metrics`` there are no sums: they take longer than the loss alone.
     """
-    weights = step_weights(len(counts), decay)
+    steps = len(objective.step_weights)
+    anchors = supervised_anchors(batch, steps)
+    rows = computed_rows(batch, anchors[0])
+    if labels is None:
+        labels = count_labels(batch, vocabulary.t2d, steps)
+    comparison = Comparison(
+        batch=batch,
+        rows=rows,
+        anchors=torch.stack([each.flatten() for each in anchors]),
+        weights=labels.new_tensor(objective.step_weights) / labels.clamp(min=1.0),
+        vocabulary=vocabulary,
+        loss=objective.loss,
+        dtype=dtype,
+        with_metrics=with_metrics,
+    )
+    # What is multiplied in which type is decided here and not by autocast, which would convert again and again.
+    with torch.autocast(batch.input_ids.device.type, enabled=False):
+        outputs = unroll(draft, embed_tokens, batch, rows, steps, dtype)
+        loss, results = joint_loss(outputs, draft.lm_head.weight, comparison)
+    return loss, step_counts(comparison, results) if with_metrics else None
+
+
+def step_counts(comparison: Comparison, results: StepResults) -> list[StepCounts]:
+    """Return the sums of each step; ``results`` are with metrics."""
+    counts = []
+    batch = comparison.batch
+    best, text = batch.argmax.flatten(), batch.input_ids.flatten()
+    greedy_so_far = text_so_far = torch.ones_like(comparison.anchors[0])
+    for step, (anchors, proposed) in enumerate(zip(comparison.anchors, results.proposed, strict=True)):
+        # The ends wrap around to where no anchor is.
+        greedy = anchors & (proposed == best.roll(-step - 1))
+        same = anchors & (proposed == text.roll(-step - 2))
+        greedy_so_far, text_so_far = greedy_so_far & greedy, text_so_far & same
+        sums = torch.stack((anchors, greedy, same, greedy_so_far, text_so_far)).sum(1).float()
+        counts.append(
+            StepCounts(
+                anchors=sums[0],
+                greedy_hits=sums[1],
+                text_hits=sums[2],
+                greedy_prefixes=sums[3],
+                text_prefixes=sums[4],
+                overlap=results.overlap[step],
+                loss=results.sums[step],
+                labels=results.counts[step],
+            )
+        )
+    return counts
+
+
+def total_loss(
+    counts: list[StepCounts], weights: tuple[float, ...], labels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the weighted mean of the steps' losses, each over its labels or over ``labels`` (K,); 0 without any."""
     totals = [step.labels for step in counts] if labels is None else labels.unbind()
     terms = [w * step.loss / n.clamp(min=1.0) for w, step, n in zip(weights, counts, totals, strict=True)]
     return torch.stack(terms).sum()

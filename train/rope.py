@@ -74,13 +74,13 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def rotate_rows(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate ``heads`` (R, n, D) by one half of ``cos`` and ``sin``, (R, D/2), in fewer passes than ``rotate``."""
+    """Do the same to ``heads`` (M, n, D) with one half of ``cos`` and ``sin``, (M, R/2), in fewer passes."""
     rotated: torch.Tensor = _Rotation.apply(heads, cos, sin)  # type: ignore[no-untyped-call]
     return rotated
 
 
 class _Rotation(torch.autograd.Function):
-    """A rotation; its gradient is rotated back."""
+    """Its gradient is rotated back."""
 
     @staticmethod
     def forward(ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -94,10 +94,13 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    half = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]
     rotated = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-    first, second = heads.chunk(2, dim=-1)
-    new_first, new_second = rotated.chunk(2, dim=-1)
+    widths = [half, half, heads.shape[-1] - 2 * half]
+    first, second, rest = torch.split_with_sizes(heads, widths, dim=-1)
+    new_first, new_second, new_rest = torch.split_with_sizes(rotated, widths, dim=-1)
     torch.mul(first, cos, out=new_first).addcmul_(second, sin, value=-direction)
     torch.mul(second, cos, out=new_second).addcmul_(first, sin, value=direction)
+    new_rest.copy_(rest)
     return rotated

@@ -59,8 +59,8 @@ def draft_spec(
     is_eagle1 = config.method == "eagle1"
     if is_eagle1 and not has_last_hidden:
         raise TrainError(
-            f"{config.store[0]}: has no last hidden states, which EAGLE-1 is trained on. "
-            "Extract again with --last-hidden."
+            f"{config.store[0]}: has no last hidden states, which EAGLE-1 is trained on. Extract again with "
+            "--last-hidden."
         )
     boundaries = () if is_eagle1 else config.boundaries or stored
     if missing := sorted(set(boundaries) - set(stored)):

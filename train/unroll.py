@@ -1,8 +1,9 @@
 """Training's unrolled recurrence, computed only where it reaches the loss.
 
-The same numbers as ``Draft.unroll`` at the anchors that count, with less work: the
-embedding's share of q, k and v is projected once and taken at a later place by
-each step, and what is not supervised gives keys and values of step 0 and no more.
+Step k at anchor t reads the embedding of token t + k + 1, attends to step 0 of the anchors up to t and to its
+own anchor's later steps, and stands at position t + k (test-time training, EAGLE-3, arXiv 2503.01840, section
+3.2). The embedding's share of q, k and v is projected once and taken at a later place by each step; what is not
+supervised gives keys and values of step 0 and no more.
 
 Shapes: B rows, T tokens, N = B * T, R computed anchors, H hidden size, L boundaries,
 D head dimension, n query heads, m key heads.
@@ -35,14 +36,14 @@ def unroll(
     weight = torch.cat([each.weight for each in projections])  # ((n + 2m) D, 2H)
     embedding_weight = (weight[:, :H] * layer.input_layernorm.weight).to(dtype)
     hidden_weight = (weight[:, H:] * layer.hidden_norm.weight).to(dtype)
-    inner_weights = [
+    gate_weight, up_weight = (
         (projection.weight * layer.post_attention_layernorm.weight).to(dtype)
         for projection in (layer.mlp.gate_proj, layer.mlp.up_proj)
-    ]
+    )
     output_weight, down_weight = attention.o_proj.weight.to(dtype), layer.mlp.down_proj.weight.to(dtype)
-    final_weight = draft.norm.weight.to(dtype)
+    final_weight, residual_weight = draft.norm.weight.to(dtype), layer.hidden_norm.weight.to(dtype)
 
-    embedded = F.embedding(batch.input_ids.flatten(), embed_tokens).to(dtype)
+    embedded = draft.embed(batch.input_ids.flatten(), embed_tokens).to(dtype)
     projected = F.linear(normalised(embedded, eps), embedding_weight)  # (N, (n + 2m) D)
     hidden = _fused(draft, batch.aux_hidden.flatten(0, 1).to(dtype))  # (N, H)
     positions = batch.positions.flatten()
@@ -53,7 +54,7 @@ def unroll(
     angles = _cos_sin(draft, [positions, *(positions[rows.flat] + step for step in range(steps))], dtype)
     following = torch.arange(1, last + 2, device=positions.device).clamp_(max=last)
     pairs = F.linear(normed_hidden, hidden_weight[query_width:]) + projected[:, query_width:].index_select(0, following)
-    first_keys, first_values = pairs.unflatten(-1, (-1, D)).chunk(2, dim=1)  # (N, m, D)
+    first_keys, first_values = _heads(pairs, D).chunk(2, dim=1)  # (N, m, D)
     first_keys = rotate_rows(first_keys, *angles[0])
     hidden, normed_hidden = hidden.index_select(0, rows.flat), normed_hidden.index_select(0, rows.flat)
 
@@ -65,19 +66,20 @@ def unroll(
         if step == 0:
             queries = F.linear(normed_hidden, hidden_weight[:query_width])
             queries = queries + projected[:, :query_width].index_select(0, ahead)
-            q = rotate_rows(queries.unflatten(-1, (-1, D)), *angles[step + 1])
+            q = rotate_rows(_heads(queries, D), *angles[step + 1])
         else:
-            mixed = F.linear(normalised(hidden, eps), hidden_weight) + projected.index_select(0, ahead)
-            q, key, value = mixed.unflatten(-1, (-1, D)).split(
-                (attention.heads, attention.kv_heads, attention.kv_heads), dim=1
-            )
+            normed_hidden = normalised(hidden, eps)
+            mixed = F.linear(normed_hidden, hidden_weight) + projected.index_select(0, ahead)
+            counts = [attention.heads, attention.kv_heads, attention.kv_heads]
+            q, key, value = torch.split_with_sizes(_heads(mixed, D), counts, dim=1)
             q = rotate_rows(q, *angles[step + 1])
             later_keys.append(rotate_rows(key, *angles[step + 1]))
             later_values.append(value)
-        attended = attend(q, first_keys, first_values, later_keys, later_values, rows, None)
-        residual = hidden + F.linear(attended.flatten(1), output_weight)
+        attended = attend(q, first_keys, first_values, later_keys, later_values, rows, spec.sliding_window)
+        start = normed_hidden * residual_weight if spec.norm_before_residual else hidden
+        residual = start + F.linear(attended.flatten(1), output_weight)
         inner = normalised(residual, eps)
-        streamed = residual + swiglu_mlp(inner, *inner_weights, down_weight)
+        streamed = residual + swiglu_mlp(inner, gate_weight, up_weight, down_weight)
         normed = normalised(streamed, eps) * final_weight
         outputs.append(normed)
         hidden = draft.feedback(streamed, normed)
@@ -89,15 +91,24 @@ def _fused(draft: Draft, aux_hidden: torch.Tensor) -> torch.Tensor:
     weight = draft.fc.weight
     if draft.spec.fc_norm:
         aux_hidden = normalised(aux_hidden, draft.spec.rms_norm_eps)
-        weight = weight * torch.cat([norm.weight for norm in draft.fc_norm])
-    return F.linear(aux_hidden.flatten(1), weight.to(aux_hidden.dtype))
+        weight = weight * torch.cat([norm.get_parameter("weight") for norm in draft.fc_norm])
+    joined = aux_hidden.flatten(1)
+    if draft.spec.norm_before_fc:
+        joined = normalised(joined, draft.spec.rms_norm_eps)
+        weight = weight * draft.input_norm.weight
+    return F.linear(joined, weight.to(joined.dtype))
 
 
 def _cos_sin(
     draft: Draft, positions: list[torch.Tensor], dtype: torch.dtype
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return cos and sin (len, D/2) of each list of positions."""
+    """Return cos and sin (…, half of what is rotated) of each of some positions (…,)."""
     every = torch.cat(positions)
     cos, sin = (each[0, :, : each.shape[-1] // 2] for each in draft.rotary(every.to(dtype), every[None]))
     lengths = [len(each) for each in positions]
     return list(zip(cos.split(lengths), sin.split(lengths), strict=True))
+
+
+def _heads(projected: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """View (M, heads D) as (M, heads, D)."""
+    return torch.unflatten(projected, -1, (-1, head_dim))

@@ -10,7 +10,7 @@ import torch
 
 from specx.train.batch import PADDING, Batch
 from specx.train.draft import Draft
-from specx.train.objective import Vocabulary
+from specx.train.labels import Vocabulary
 from specx.train.spec import DraftSpec
 
 YARN = {

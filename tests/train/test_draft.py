@@ -2,19 +2,26 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from specx.train.batch import PADDING, Batch
 from specx.train.draft import Draft
 from specx.train.evaluate.decoder import DraftDecoder
 from specx.train.exported import ExportedDraft
+from specx.train.rows import computed_rows
+from specx.train.unroll import unroll as fast_unroll
 
 STEPS = 4
 
 
 def unroll(draft: Draft, batch: Batch, embed_tokens: torch.Tensor, steps: int = STEPS) -> list[torch.Tensor]:
-    embedded = F.embedding(batch.input_ids, embed_tokens)
-    return draft.unroll(embedded, batch.aux_hidden.float(), batch.positions, batch.documents, steps)
+    """Normed hidden states (B, T, H) of all anchors but padding, where they are 0."""
+    rows = computed_rows(batch, batch.documents != PADDING)
+    outputs = fast_unroll(draft, embed_tokens, batch, rows, steps, torch.float32)
+    everywhere = [output.new_zeros(batch.input_ids.numel(), output.shape[1]) for output in outputs]
+    return [
+        whole.index_copy(0, rows.flat, output).view(*batch.input_ids.shape, -1)
+        for whole, output in zip(everywhere, outputs, strict=True)
+    ]
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:

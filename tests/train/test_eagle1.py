@@ -7,10 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from specx.train.batch import Batch
-from specx.train.eagle1 import Eagle1Draft, evaluate_eagle1, uniform_noise
+from specx.train.eagle1 import Eagle1Draft, evaluate_eagle1
 from specx.train.evaluate.decoder import DraftDecoder
 from specx.train.exported import ExportedDraft
-from specx.train.objective import StepCounts, Vocabulary, supervised_anchors
+from specx.train.labels import Vocabulary
+from specx.train.noise import uniform_noise
+from specx.train.objective import StepCounts, supervised_anchors
 from specx.train.spec import DraftSpec
 
 from .conftest import make_spec
@@ -131,20 +133,21 @@ def test_chunks_of_rows_change_nothing(
 
 
 def test_noise_is_uniform_and_scaled_by_the_length_of_the_sequence(batch: Batch) -> None:
-    noise = uniform_noise(batch, 0.1, torch.Generator().manual_seed(0)).float()
+    torch.manual_seed(0)
+    noise = uniform_noise(batch.last_hidden, batch, 0.1).float()
     for row, document, length in ((0, 0, 13), (0, 1, 7), (1, 0, 22)):
         drawn = noise[row, batch.documents[row] == document]
         half_width = 0.1 * 512 / length
         assert 0.95 * half_width < drawn.abs().max() <= 1.01 * half_width
         assert drawn.abs().mean() == pytest.approx(half_width / 2, rel=0.1)
-    again = uniform_noise(batch, 0.1, torch.Generator().manual_seed(0)).float()
-    assert torch.equal(noise, again)
+    torch.manual_seed(0)
+    assert torch.equal(noise, uniform_noise(batch.last_hidden, batch, 0.1).float())
 
 
 def test_noise_is_on_the_inputs_and_not_on_the_labels(
     draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
-    noise = uniform_noise(batch, 0.1, torch.Generator().manual_seed(0))
+    noise = uniform_noise(batch.last_hidden, batch, 0.1)
     with_noise = evaluated(draft, batch, embed_tokens, vocabulary, noise=noise)
     noisy = batch.last_hidden.float() + noise.float()
     predicted = draft(draft.embed(batch.input_ids, embed_tokens), noisy, batch.positions, batch.documents)

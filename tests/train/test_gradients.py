@@ -7,11 +7,11 @@ float64; it shares nothing with the code under test but the weights and the data
 import math
 
 import torch
-from torch.nn import functional as F
 
 from specx.train.batch import Batch
 from specx.train.draft import Draft
-from specx.train.objective import Vocabulary, evaluate_steps, total_loss
+from specx.train.labels import Vocabulary
+from specx.train.objective import Objective, evaluate, step_weights
 from specx.train.spec import DraftSpec
 
 STEPS = 4
@@ -139,11 +139,11 @@ def loss_terms(
 def test_loss_and_every_gradient_equal_the_slow_reference(
     spec: DraftSpec, draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
-    embedded = F.embedding(batch.input_ids, embed_tokens)
-    outputs = draft.unroll(embedded, batch.aux_hidden.float(), batch.positions, batch.documents, STEPS)
-    loss = total_loss(evaluate_steps(draft.lm_head, outputs, batch, vocabulary), 0.8)
+    objective = Objective(loss="cross_entropy", step_weights=step_weights(STEPS, 0.8))
+    loss, _ = evaluate(draft, embed_tokens, batch, vocabulary, objective, dtype=torch.float32)
     loss.backward()
 
+    embedded = draft.embed(batch.input_ids, embed_tokens)
     weights = {name: p.detach().double().requires_grad_() for name, p in draft.named_parameters()}
     ids = vocabulary.target_ids(torch.arange(spec.draft_vocab_size)).tolist()
     terms: dict[int, list[torch.Tensor]] = {k: [] for k in range(STEPS)}

@@ -8,14 +8,19 @@ from torch.nn import functional as F
 
 from specx.train.batch import Batch
 from specx.train.draft import Draft
+from specx.train.joint_loss import Comparison, joint_loss
+from specx.train.labels import Vocabulary
+from specx.train.losses import LossName
 from specx.train.objective import (
-    Vocabulary,
-    evaluate_steps,
+    Objective,
+    StepCounts,
+    evaluate,
     metrics,
+    step_counts,
     step_weights,
     supervised_anchors,
-    total_loss,
 )
+from specx.train.rows import computed_rows
 from specx.train.spec import DraftSpec
 
 STEPS = 4
@@ -40,6 +45,30 @@ def test_step_weights_sum_to_one_and_decay() -> None:
     weights = step_weights(3, 0.8)
     assert sum(weights) == pytest.approx(1)
     assert weights[1] / weights[0] == pytest.approx(0.8)
+
+
+def measured(
+    lm_head: torch.nn.Linear,
+    outputs: list[torch.Tensor],
+    batch: Batch,
+    vocabulary: Vocabulary,
+    loss: LossName = "cross_entropy",
+) -> tuple[torch.Tensor, list[StepCounts]]:
+    """The summed losses of all steps and the counts, of normed hidden states (B, T, H)."""
+    anchors = supervised_anchors(batch, len(outputs))
+    rows = computed_rows(batch, anchors[0])
+    comparison = Comparison(
+        batch=batch,
+        rows=rows,
+        anchors=torch.stack([each.flatten() for each in anchors]),
+        weights=torch.ones(len(outputs)),
+        vocabulary=vocabulary,
+        loss=loss,
+        dtype=torch.float32,
+        with_metrics=True,
+    )
+    total, results = joint_loss([each.flatten(0, 1)[rows.flat] for each in outputs], lm_head.weight, comparison)
+    return total, step_counts(comparison, results)
 
 
 def one_hot_case() -> tuple[torch.nn.Linear, list[torch.Tensor], Batch, Vocabulary]:
@@ -72,28 +101,28 @@ def one_hot_case() -> tuple[torch.nn.Linear, list[torch.Tensor], Batch, Vocabula
 
 
 def test_a_target_outside_the_draft_vocabulary_is_a_miss_and_not_skipped() -> None:
-    values = metrics(evaluate_steps(*one_hot_case()))
+    values = metrics(measured(*one_hot_case())[1])
     # Anchors 0, 2 and 3 hit; anchor 1, whose target is outside, is a miss.
     assert values["accuracy_0"] == pytest.approx(3 / 4)
     assert values["vocabulary_coverage"] == pytest.approx(3 / 4)
 
 
 def test_acceptance_length_counts_joint_prefixes_not_products() -> None:
-    values = metrics(evaluate_steps(*one_hot_case()))
+    values = metrics(measured(*one_hot_case())[1])
     # Step 1 hits at anchor 1 (best is 1) and 2 (best is 2); only anchor 2 also hit at step 0.
     assert values["accuracy_1"] == pytest.approx(2 / 3)
     assert values["acceptance_length"] == pytest.approx(1 + 3 / 4 + 1 / 3)
 
 
 def test_text_accuracy_compares_with_the_stored_text() -> None:
-    values = metrics(evaluate_steps(*one_hot_case()))
+    values = metrics(measured(*one_hot_case())[1])
     # The text at tokens 2..5 is 2, 3, 1, 2: step 0 drafts just that.
     assert values["text_accuracy_0"] == pytest.approx(1.0)
 
 
 def test_overlap_uses_the_target_distribution_over_its_full_vocabulary() -> None:
     lm_head, outputs, batch, vocabulary = one_hot_case()
-    values = metrics(evaluate_steps(lm_head, outputs, batch, vocabulary))
+    values = metrics(measured(lm_head, outputs, batch, vocabulary)[1])
     # Target logits are 0 on the draft vocabulary with a log-sum-exp of 2: p = e^-2 on each of 4 tokens.
     q = torch.tensor([10.0, 0, 0, 0]).softmax(-1)
     p = torch.full((4,), -2.0).exp()
@@ -120,9 +149,8 @@ def with_top_k(batch: Batch, head: torch.Tensor, K: int) -> tuple[Batch, Batch]:
 
 def gradient(draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
     """Of every weight, in one row."""
-    embedded = F.embedding(batch.input_ids, embed_tokens)
-    outputs = draft.unroll(embedded, batch.aux_hidden.float(), batch.positions, batch.documents, 3)
-    loss = total_loss(evaluate_steps(draft.lm_head, outputs, batch, vocabulary), 0.8)
+    objective = Objective(loss="cross_entropy", step_weights=step_weights(3, 0.8))
+    loss, _ = evaluate(draft, embed_tokens, batch, vocabulary, objective, dtype=torch.float32)
     return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(draft.parameters()))])
 
 
@@ -137,23 +165,11 @@ def test_with_the_whole_vocabulary_as_top_k_the_gradient_is_exact(
     exact, top_k = with_top_k(batch, whole_head, spec.vocab_size)
     expected, found = (gradient(draft, each, embed_tokens, vocabulary) for each in (exact, top_k))
     assert float((found - expected).norm() / expected.norm()) < 1e-5
-    overlaps = [
-        metrics(
-            evaluate_steps(
-                draft.lm_head,
-                draft.unroll(
-                    F.embedding(each.input_ids, embed_tokens),
-                    each.aux_hidden.float(),
-                    each.positions,
-                    each.documents,
-                    3,
-                ),
-                each,
-                vocabulary,
-            )
-        )["overlap_0"]
-        for each in (exact, top_k)
-    ]
+    objective = Objective(loss="cross_entropy", step_weights=step_weights(3, 0.8))
+    overlaps = []
+    for each in (exact, top_k):
+        _, counts = evaluate(draft, embed_tokens, each, vocabulary, objective, dtype=torch.float32)
+        overlaps.append(metrics(counts)["overlap_0"])
     assert overlaps[0] == pytest.approx(overlaps[1], rel=1e-4)
 
 
@@ -175,7 +191,7 @@ def test_the_tail_is_one_bucket() -> None:
     ids = torch.tensor([0, 5]).expand(1, 6, 2)
     logprob = torch.tensor([0.3, 0.2]).log().expand(1, 6, 2)
     known = replace(batch, last_hidden=None, topk_ids=ids, topk_logprob=logprob)
-    (step, *_) = evaluate_steps(lm_head, outputs[:1], known, vocabulary)
+    _, (step,) = measured(lm_head, outputs[:1], known, vocabulary)
     total = 0.0
     for anchor in (0, 2, 3):
         q = lm_head(outputs[0][0, anchor]).softmax(-1)
@@ -188,7 +204,7 @@ def test_a_draft_vocabulary_within_the_top_k_leaves_no_bucket() -> None:
     ids = torch.arange(4).expand(1, 6, 4)
     logprob = torch.tensor([0.1, 0.2, 0.3, 0.2]).log().expand(1, 6, 4)
     known = replace(batch, last_hidden=None, topk_ids=ids, topk_logprob=logprob)
-    (step, *_) = evaluate_steps(lm_head, outputs[:1], known, vocabulary)
-    (weight,) = torch.autograd.grad(step.loss, [lm_head.weight])
-    assert torch.isfinite(step.loss)
+    loss, _ = measured(lm_head, outputs[:1], known, vocabulary)
+    (weight,) = torch.autograd.grad(loss, [lm_head.weight])
+    assert torch.isfinite(loss)
     assert torch.isfinite(weight).all()

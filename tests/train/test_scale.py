@@ -15,7 +15,7 @@ import torch
 
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.train.batch import read_batch
+from specx.train.batch import Batch, read_batch
 from specx.train.checkpoint import load_checkpoint
 from specx.train.config import TrainConfig
 from specx.train.corpus import Corpus
@@ -23,7 +23,8 @@ from specx.train.data import FeatureData
 from specx.train.draft import Draft
 from specx.train.errors import TrainError
 from specx.train.fit import _module
-from specx.train.objective import StepCounts, Vocabulary, count_labels, evaluate_steps, total_loss
+from specx.train.labels import Vocabulary
+from specx.train.objective import Objective, StepCounts, count_labels, evaluate, step_weights, total_loss
 from specx.train.pipeline import open_corpus, run
 from specx.train.run import RunDirectory
 
@@ -88,9 +89,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
     return out
 
 
-def test_labels_are_counted_as_the_loss_counts_them(draft: Draft, vocabulary: Vocabulary, batch: object) -> None:
-    outputs = [torch.randn(*batch.input_ids.shape, draft.spec.hidden_size) for _ in range(3)]
-    counts = evaluate_steps(draft.lm_head, outputs, batch, vocabulary)
+def test_labels_are_counted_as_the_loss_counts_them(
+    draft: Draft, embed_tokens: torch.Tensor, vocabulary: Vocabulary, batch: Batch
+) -> None:
+    objective = Objective(loss="cross_entropy", step_weights=step_weights(3, 0.8))
+    _, counts = evaluate(draft, embed_tokens, batch, vocabulary, objective, dtype=torch.float32)
     assert count_labels(batch, vocabulary.t2d, 3).tolist() == [float(step.labels) for step in counts]
 
 
@@ -104,7 +107,8 @@ def test_losses_of_the_batches_of_a_step_add_up_to_the_mean_over_all_labels() ->
 
     one, other = counts((30.0, 10.0), (8.0, 4.0)), counts((5.0, 1.0), (0.0, 0.0))
     labels = torch.tensor([11.0, 4.0])
-    total = total_loss(one, 0.5, labels) + total_loss(other, 0.5, labels)
+    weights = step_weights(2, 0.5)
+    total = total_loss(one, weights, labels) + total_loss(other, weights, labels)
     assert total.item() == pytest.approx((35 / 11) * 2 / 3 + (8 / 4) / 3)
 
 
@@ -132,10 +136,9 @@ def test_the_gradient_of_a_step_is_that_of_all_its_batches_together(
     corpus = open_corpus([FeatureStore.open(tiny_store)], directory.record().stores, directory.spec().boundaries)
     data = FeatureData(config, corpus, 2)
     module = _module(config, directory, corpus, data.steps, "32-true")
-    counts = [module(read_batch(corpus, plan, corpus.length.tolist())) for plan in data.step_plans(1)]
-    for total, step in zip(*counts, strict=True):
-        total.add(step)
-    loss = total_loss(counts[0], config.step_decay)
+    batches = [read_batch(corpus, plan, corpus.length.tolist()) for plan in data.step_plans(1)]
+    labels = sum(count_labels(batch, module.vocabulary.t2d, config.ttt_steps) for batch in batches)
+    loss = sum(module(batch, labels)[0] for batch in batches)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([weight.grad for weight in module.parameters()])
     assert loss_curve(alone)[1] == pytest.approx(loss.item(), rel=1e-6)
