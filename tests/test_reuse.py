@@ -165,12 +165,12 @@ def test_a_view_that_grows_does_not_change_a_run_that_is_resumed(
     store: FeatureStore, tmp_path: Path, target: Path, data: dict[str, Path]
 ) -> None:
     run = trained(store, tmp_path / "run", view=("a",))
-    files = run.record().view_files
+    files = run.record().stores[0].view_files
     assert [file.split("/")[1] for file in files] == ["a"]
     (tmp_path / "run" / "result.json").unlink()
     extract(configured(target, data["b"], Path(store.root), view="a"))
     assert len(load_views(store, ["a"])) == 28
-    assert trained(store, tmp_path / "run", view=("a",)).record().view_files == files
+    assert trained(store, tmp_path / "run", view=("a",)).record().stores[0].view_files == files
 
 
 def test_a_store_without_last_hidden_states_trains_on_the_top_k(

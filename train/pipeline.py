@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..storage.files import disk_errors
@@ -50,9 +51,7 @@ def run(config: TrainConfig) -> TrainSummary:
         corpus = open_corpus(stores, records, spec.boundaries)
         data = FeatureData(config, corpus, batches_per_step)
         if config.init_from is None:
-            weights = np.asarray(config.weights or [1.0] * len(stores))
-            counts = np.stack([token_counts(corpus, number, data.split.train) for number in range(len(stores))])
-            vocabulary = draft_vocabulary(weights @ counts, spec.draft_vocab_size)
+            vocabulary = draft_vocabulary(_weighted_counts(config, data), spec.draft_vocab_size)
         else:
             vocabulary = load_first(Path(config.init_from), spec).vocabulary.numpy()
             spec = spec.model_copy(update={"draft_vocab_size": len(vocabulary)})
@@ -80,6 +79,14 @@ def fit_rank(config: TrainConfig) -> dict[str, int | float | None]:
 def open_corpus(stores: list[FeatureStore], records: tuple[StoreRecord, ...], boundaries: tuple[int, ...]) -> Corpus:
     """Open what a run takes of its stores."""
     return Corpus([_reader(*each) for each in zip(stores, records, strict=True)], boundaries)
+
+
+def _weighted_counts(config: TrainConfig, data: FeatureData) -> npt.NDArray[np.float64]:
+    """Count the supervised tokens (V,) that an epoch trains on."""
+    stores = range(len(data.corpus.readers))
+    counts = np.stack([token_counts(data.corpus, store, data.split.train) for store in stores])
+    weighted: npt.NDArray[np.float64] = np.asarray(config.weights or [1.0 for _ in stores]) @ counts
+    return weighted
 
 
 def _require_devices(config: TrainConfig, batches_per_step: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,13 @@ def living(group: int) -> list[str]:
     return found
 
 
+def wait_for_the_end_of(group: int) -> None:
+    deadline = time.monotonic() + 30
+    while living(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def difference(one: dict[int, float], other: dict[int, float]) -> float:
     assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
     return max(abs(one[step] - other[step]) for step in one)
@@ -121,9 +129,10 @@ def test_a_window_knows_its_labels_before_its_first_batch_and_reads_little_for_i
 
 
 def test_the_gradient_of_a_step_is_that_of_all_its_batches_together(
-    tiny_store: Path, alone: Path, loss_curve: Curve
+    tmp_path: Path, tiny_store: Path, alone: Path, loss_curve: Curve
 ) -> None:
-    config, directory = settings(tiny_store, alone), RunDirectory(alone)
+    begun = shutil.copytree(alone, tmp_path / "begun", ignore=shutil.ignore_patterns("checkpoints"))
+    config, directory = settings(tiny_store, begun), RunDirectory(begun)
     corpus = open_corpus([FeatureStore.open(tiny_store)], directory.record().stores, directory.spec().boundaries)
     data = FeatureData(config, corpus, 2)
     module = _module(config, directory, corpus, data.steps, "32-true")
@@ -147,10 +156,7 @@ def test_two_processes_have_the_curve_of_one_and_what_is_killed_goes_on_alone(
     # Only the one that waits for the others: none may outlive it.
     process.kill()
     assert process.wait() == -signal.SIGKILL, process.stderr.read()
-    deadline = time.monotonic() + 30
-    while living(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_the_end_of(process.pid)
     process.communicate()
     saved = load_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"]
     assert 0 < saved < STEPS
@@ -213,7 +219,7 @@ def test_a_process_that_meets_damage_ends_all_with_one_line(tmp_path: Path, stor
     assert "Traceback" not in stderr
     assert len([line for line in stderr.splitlines() if line.startswith("specx: ")]) == 1
     assert "checksum of chunk" in stderr.splitlines()[-1]
-    assert not living(process.pid)
+    wait_for_the_end_of(process.pid)
 
 
 def test_devices_that_cannot_share_a_step_evenly_are_refused(tmp_path: Path, tiny_store: Path) -> None:
