@@ -3,17 +3,14 @@
 Nothing heavy is imported before a command runs.
 """
 
-import dataclasses
-import json
 import logging
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from . import SpecxError, __version__
+from . import SpecxError, __version__, cli_store
+from .cli_options import AsJson, RunFile, integers, show
 
 app = typer.Typer(
     help="Dump a target's features once; train speculative-decoding drafts from them as often as you like.",
@@ -21,23 +18,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-store_app = typer.Typer(help="Look into a feature store, and work on it.", no_args_is_help=True)
-app.add_typer(store_app, name="store")
+app.add_typer(cli_store.app, name="store")
 
-CodecOption = Literal["lossless", "none", "int8", "fp8"]
-TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 ExportDtype = Literal["bfloat16", "float32"]
 ExportFormat = Literal["eagle3", "speculators"]
 ExportEngine = Literal["vllm", "sglang", "both"]
 CheckpointOption = Literal["best", "last"]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
-RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]
 _DATA_HELP = (
     "The target's own answers: a Parquet or JSON-lines file, a directory, a quoted pattern, or a data set's splits as "
     "ORG/NAME:SPLIT[,SPLIT] or ORG/NAME:CONFIG/SPLIT. May be repeated."
 )
 _PROMPTS_HELP = "Conversations to answer: what `specx extract` reads as --data. A last answer in them is left out."
-StorePath = Annotated[str, typer.Argument(help="Feature store.")]
 
 
 @app.command()
@@ -89,7 +80,7 @@ def extract(
         "data": data or None,
         "store": store,
         "engine": engine,
-        "boundaries": _integers("--boundaries", boundaries),
+        "boundaries": integers("--boundaries", boundaries),
         "top_k": top_k,
         "codec": codec,
         "last_hidden": last_hidden,
@@ -116,7 +107,7 @@ def extract(
     settings = load_config(ExtractConfig, config, options)
     from .extract.pipeline import run
 
-    _show(run(settings), as_json)
+    show(run(settings), as_json)
 
 
 @app.command()
@@ -171,7 +162,7 @@ def regenerate(
     settings = load_config(RegenerateConfig, config, options)
     from .extract.regenerate import run
 
-    _show(run(settings), as_json)
+    show(run(settings), as_json)
 
 
 @app.command()
@@ -234,7 +225,7 @@ def train(
         "sliding_window": sliding_window,
         "train_embeddings": train_embeddings,
         "init_from": init_from,
-        "boundaries": _integers("--boundaries", boundaries),
+        "boundaries": integers("--boundaries", boundaries),
         "ttt_steps": ttt_steps,
         "draft_vocab_size": draft_vocab_size,
         "epochs": epochs,
@@ -253,11 +244,11 @@ def train(
     if dry_run:
         from .train.forecast import forecast
 
-        _show(forecast(settings), as_json)
+        show(forecast(settings), as_json)
         return
     from .train.pipeline import run
 
-    _show(run(settings), as_json)
+    show(run(settings), as_json)
 
 
 @app.command()
@@ -278,7 +269,7 @@ def export(
     """Write the draft as vLLM and SGLang load it, and check what was written."""
     from .train.export import export as export_draft
 
-    _show(export_draft(run, out, dtype, checkpoint, format=format, engine=engine, target=target), as_json)
+    show(export_draft(run, out, dtype, checkpoint, format=format, engine=engine, target=target), as_json)
 
 
 @app.command()
@@ -313,184 +304,7 @@ def evaluate(
     settings = load_config(EvaluateConfig, config, options)
     from .train.evaluate.pipeline import run
 
-    _show(run(settings), as_json)
-
-
-@store_app.command()
-def info(store: StorePath, as_json: AsJson = False) -> None:
-    """Show what is in a store."""
-    from .storage.store import FeatureStore
-    from .storage.summary import summary
-
-    _show(summary(FeatureStore.open(store)), as_json)
-
-
-@store_app.command()
-def verify(
-    store: StorePath,
-    drop_bad: Annotated[
-        bool, typer.Option("--drop-bad", help="Un-commit what is damaged; a rerun of extract fills exactly that.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Read every byte of a store against what was committed."""
-    from .storage.store import FeatureStore
-    from .storage.verify import drop_damaged, require_sound
-    from .storage.verify import verify as verify_store
-
-    opened = FeatureStore.open(store, tolerant=True)
-    result = verify_store(opened)
-    if drop_bad:
-        drop_damaged(opened, result)
-    _show(result, as_json)
-    require_sound(opened, result)
-
-
-@store_app.command()
-def select(
-    store: StorePath,
-    view: Annotated[str, typer.Option("--as", help="Name of the new view.")],
-    of: Annotated[list[str] | None, typer.Option("--view", help="Choose from these views instead of all.")] = None,
-    category: Annotated[list[str] | None, typer.Option(help="Of one of these categories.")] = None,
-    min_length: Annotated[int | None, typer.Option(help="Shortest sequence in tokens.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens; none is cut.")] = None,
-    source: Annotated[str | None, typer.Option(help="Regular expression, found in the source's name.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first so many of the rest.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Name a subset of a store, for `train --view`; nothing is copied."""
-    from .storage.select import Filter
-    from .storage.select import select as select_view
-    from .storage.store import FeatureStore
-
-    wanted = Filter(
-        categories=tuple(category) if category else None,
-        min_length=min_length,
-        max_length=max_length,
-        source=source,
-        limit=limit,
-    )
-    _show(select_view(FeatureStore.open(store), view, wanted, views=tuple(of or ())), as_json)
-
-
-@store_app.command()
-def merge(
-    sources: Annotated[list[str], typer.Argument(help="Stores of one target, in the same settings.")],
-    into: Annotated[str, typer.Option(help="Store to add them to; made if there is none.")],
-    link: Annotated[
-        bool, typer.Option("--link", help="Share the files by hard links: no room is taken. One local disk only.")
-    ] = False,
-    tokens_per_part: TokensPerPart = 24_576,
-    as_json: AsJson = False,
-) -> None:
-    """Add stores to another: what it has already is left out. Rerun after a stop."""
-    from .storage.merge import merge as merge_stores
-    from .storage.store import FeatureStore
-
-    opened = [FeatureStore.open(source) for source in sources]
-    target = FeatureStore.create(into, opened[0].info)
-    _show(merge_stores(opened, target, link=link, tokens_per_part=tokens_per_part), as_json)
-
-
-@store_app.command()
-def prune(
-    store: StorePath,
-    into: Annotated[str, typer.Option(help="Store to write; made if there is none.")],
-    boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,21.")] = None,
-    codec: Annotated[CodecOption | None, typer.Option(help="Of the new store; that of the old by default.")] = None,
-    last_hidden: Annotated[
-        bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
-    ] = None,
-    tokens_per_part: TokensPerPart = 24_576,
-    as_json: AsJson = False,
-) -> None:
-    """Write a smaller store of the same sequences, without the target. Rerun after a stop."""
-    from .storage.prune import prune as prune_store
-    from .storage.prune import pruned_info
-    from .storage.store import FeatureStore
-
-    opened = FeatureStore.open(store)
-    kept = _integers("--boundaries", boundaries)
-    info = pruned_info(opened.info, boundaries=kept, codec=codec, last_hidden=last_hidden)
-    _show(prune_store(opened, FeatureStore.create(into, info), tokens_per_part=tokens_per_part), as_json)
-
-
-@store_app.command()
-def gc(
-    store: StorePath,
-    older_than: Annotated[float, typer.Option(help="Hours since the last change.")] = 24.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Remove what killed runs left: parts and temporary files that no commit names."""
-    from .storage.gc import collect
-    from .storage.store import FeatureStore
-
-    _show(collect(FeatureStore.open(store), older_than_s=3600 * older_than, dry_run=dry_run), as_json)
-
-
-@store_app.command()
-def plan(
-    target: Annotated[str | None, typer.Option(help="Local directory or hub id of the target; no weights.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens that are to be run through the target.")] = None,
-    sequences: Annotated[int | None, typer.Option(help="Sequences these tokens are in.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="As for extract, instead of --tokens.")] = None,
-    store: Annotated[str | None, typer.Option(help="Where it would go, to see the free space there.")] = None,
-    boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
-    codec: Annotated[str | None, typer.Option(help="lossless, none, int8 or fp8.")] = None,
-    last_hidden: Annotated[
-        bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
-    ] = None,
-    tokens_per_part: Annotated[int | None, typer.Option(help="Tokens committed at once.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Rows to read of all data together.")] = None,
-    date: Annotated[str | None, typer.Option(help="Day in the prompt, YYYY-MM-DD, of rows that name none.")] = None,
-    tokens_per_s: Annotated[float | None, typer.Option(help="Measured by a run; gives the hours.")] = None,
-    config: RunFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Tell bytes, files and hours of an extraction before it runs."""
-    from .extract.plan import PlanConfig
-    from .extract.plan import plan as plan_run
-    from .run_file import load_config
-
-    options = {
-        "target": target,
-        "tokens": tokens,
-        "sequences": sequences,
-        "data": data or None,
-        "store": store,
-        "boundaries": _integers("--boundaries", boundaries),
-        "top_k": top_k,
-        "codec": codec,
-        "last_hidden": last_hidden,
-        "tokens_per_part": tokens_per_part,
-        "max_length": max_length,
-        "limit": limit,
-        "date": date,
-        "tokens_per_s": tokens_per_s,
-    }
-    _show(plan_run(load_config(PlanConfig, config, options)), as_json)
-
-
-def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}: expected integers such as 2,12,21", param_hint=option) from error
-
-
-def _show(summary: Any, as_json: bool) -> None:
-    values = summary if isinstance(summary, Mapping) else dataclasses.asdict(summary)
-    if as_json:
-        print(json.dumps(values))
-        return
-    width = max(map(len, values))
-    for key, value in values.items():
-        print(f"{key:<{width}}  {value}")
+    show(run(settings), as_json)
 
 
 def _version(wanted: bool) -> None:

@@ -58,7 +58,8 @@ class FeatureData(LightningDataModule):
         if config.max_length is not None:
             lengths = np.minimum(lengths, config.max_length)
         self._ttt_steps = config.ttt_steps
-        self._lengths: list[int] = lengths.tolist()
+        self.lengths: list[int] = lengths.tolist()
+        """Tokens of each sequence that are trained on."""
         shape = batch_shape(lengths[np.concatenate((self.split.train, self.split.holdout))], config.batch_tokens)
         self.plans = _run_plans(config, corpus, lengths, self.split.train, shape, batches_per_step)
         """Of all processes together; whole optimizer steps."""
@@ -89,12 +90,12 @@ class FeatureData(LightningDataModule):
             window = Window(
                 batches=self.batches_per_step // world_size, steps=self._ttt_steps, t2d=torch.from_numpy(self.known)
             )
-        self.loader = BatchLoader(self.corpus, of_rank(self.plans, rank, world_size), self._lengths, window=window)
+        self.loader = BatchLoader(self.corpus, of_rank(self.plans, rank, world_size), self.lengths, window=window)
         return self.loader
 
     def val_dataloader(self) -> BatchLoader:
         """Return this process's share of the held-out batches, the same every time."""
-        return BatchLoader(self.corpus, of_rank_filled(self.holdout_plans, *self._place()), self._lengths)
+        return BatchLoader(self.corpus, of_rank_filled(self.holdout_plans, *self._place()), self.lengths)
 
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer

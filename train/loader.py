@@ -20,6 +20,8 @@ from .objective import count_labels
 from .packing import BatchPlan
 
 _READY_BATCHES = 2
+BATCHES_IN_MEMORY = _READY_BATCHES + 2
+"""Ready ones, the one that is read, and the one that is trained on."""
 _STAGED_BATCHES = 64
 """Batches whose parts are fetched ahead, where they are not on a local disk."""
 _STAGING_THREADS = 2

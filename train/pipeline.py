@@ -39,15 +39,15 @@ def run(config: TrainConfig) -> TrainSummary:
             _log.info("%s: the run is complete", directory.path)
             return TrainSummary(**json.loads(directory.result.read_text()))
         record = directory.record()
-        _require_devices(config, record.batches_per_step)
+        require_devices(config, record.batches_per_step)
         corpus = open_corpus(stores, record.stores, directory.spec().boundaries)
     else:
         batches_per_step = config.batches_per_step or config.devices
-        _require_devices(config, batches_per_step)
+        require_devices(config, batches_per_step)
         info = stores[0].info
         spec = draft_spec(config, stores[0].target_directory, info.boundaries, has_last_hidden=info.last_hidden)
         require_alike(stores, spec.boundaries)
-        records = _store_records(config, stores)
+        records = store_records(config, stores)
         corpus = open_corpus(stores, records, spec.boundaries)
         data = FeatureData(config, corpus, batches_per_step)
         if config.init_from is None:
@@ -89,7 +89,7 @@ def _weighted_counts(config: TrainConfig, data: FeatureData) -> npt.NDArray[np.f
     return weighted
 
 
-def _require_devices(config: TrainConfig, batches_per_step: int) -> None:
+def require_devices(config: TrainConfig, batches_per_step: int) -> None:
     """Raise TrainError if the devices asked for are not there or do not divide a step."""
     require_packages(config)
     if config.strategy == "fsdp" and not torch.cuda.is_available():
@@ -103,7 +103,7 @@ def _require_devices(config: TrainConfig, batches_per_step: int) -> None:
         )
 
 
-def _store_records(config: TrainConfig, stores: list[FeatureStore]) -> tuple[StoreRecord, ...]:
+def store_records(config: TrainConfig, stores: list[FeatureStore]) -> tuple[StoreRecord, ...]:
     """Return what there is in each store now; a store that has none of the views is taken whole."""
     if len(stores) == 1:
         wanted = [config.view]

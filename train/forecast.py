@@ -1,0 +1,186 @@
+"""``specx train --dry-run``: what a run will take of memory and time, before it starts.
+
+Memory is counted from shapes; time is the matrix products of a step at the speed that
+the device reaches on one of them, measured now.
+
+Shapes: N tokens of a batch, R of them that are computed at every step, H hidden size, L boundaries, K unrolled steps,
+I intermediate size, Vd draft vocabulary.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..storage.store import FeatureStore
+from .batch import read_batch
+from .config import TrainConfig
+from .contract import weight_shapes
+from .corpus import Corpus, require_alike
+from .data import FeatureData
+from .loader import BATCHES_IN_MEMORY
+from .objective import supervised_anchors
+from .packing import BatchPlan
+from .pipeline import open_corpus, require_devices, store_records
+from .spec import DraftSpec, draft_spec
+
+_MEASURED_S = 0.3
+_PARTS_LOOKED_AT = 8
+_OVERHEAD = {"cpu": 1.9, "cuda": 2.5}
+"""Step time over that of its matrix products alone: norms, softmax, rotary angles, optimizer, logs. Measured on a CPU
+(docs/training.md); for CUDA a guess."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What ``--dry-run`` prints; bytes and seconds are those of one process."""
+
+    device: str
+    precision: str
+    parameters: int
+    """Trained"""
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    frozen_bytes: int
+    """The target's embedding and its head over the draft vocabulary"""
+    activation_bytes: int
+    """Kept from the forward pass of the largest batch for its backward pass"""
+    batch_bytes: int
+    """Of the largest batch as it is read"""
+    host_batch_bytes: int
+    """Of those that are in memory at a time, read ahead"""
+    peak_bytes: int
+    """All of it, without what Python and its libraries take: on the device, and on a CPU the host's batches too"""
+    sequences: int
+    """Trained on in an epoch"""
+    steps: int
+    tokens: int
+    """Of the whole run, all processes together"""
+    flops_per_step: float
+    step_s: float
+    total_s: float
+    """Without validations"""
+    checkpoint_bytes: int
+    """Of ``last.ckpt``; ``best.ckpt`` is a third of it"""
+    fetched_bytes: int
+    """Held on the local disk at a time, of stores that are elsewhere"""
+
+
+def forecast(config: TrainConfig) -> Forecast:
+    """Return what a run will take; nothing is written. Raises SpecxError as the run would."""
+    stores = [FeatureStore.open(store, cache_bytes=config.cache_bytes) for store in config.store]
+    batches_per_step = config.batches_per_step or config.devices
+    require_devices(config, batches_per_step)
+    info = stores[0].info
+    spec = draft_spec(config, stores[0].target_directory, info.boundaries, has_last_hidden=info.last_hidden)
+    require_alike(stores, spec.boundaries)
+    corpus = open_corpus(stores, store_records(config, stores), spec.boundaries)
+    data = FeatureData(config, corpus, batches_per_step)
+    is_cuda = torch.cuda.is_available()
+    precision = config.precision if config.precision != "auto" else ("bf16-mixed" if is_cuda else "32-true")
+    device, dtype = ("cuda" if is_cuda else "cpu"), (torch.float32 if precision == "32-true" else torch.bfloat16)
+
+    parameters = sum(math.prod(shape) for shape in weight_shapes(spec).values())
+    shards = config.devices if config.strategy == "fsdp" else 1
+    largest, share = _largest(data)
+    room = len(largest) * _row_tokens(largest, data)
+    batch = _batch_bytes(room, corpus)
+    activations = _activation_bytes(spec, config, room, share, dtype.itemsize)
+    frozen = (spec.vocab_size * 4 + spec.draft_vocab_size * dtype.itemsize) * spec.hidden_size
+    weights = 4 * parameters // shards
+    host = BATCHES_IN_MEMORY * batch
+    tokens = int(sum(_tokens(plan, data) for plan in data.plans))
+    flops = 3 * _forward_flops(spec, config, tokens / len(data.plans), share) * batches_per_step / config.devices
+    step_s = flops / _flops_per_s(spec, room, torch.device(device), dtype) * _OVERHEAD[device]
+    return Forecast(
+        device=device,
+        precision=precision,
+        parameters=parameters,
+        parameter_bytes=weights,
+        gradient_bytes=weights,
+        optimizer_bytes=2 * weights,
+        frozen_bytes=frozen,
+        activation_bytes=activations,
+        batch_bytes=batch,
+        host_batch_bytes=host,
+        peak_bytes=4 * weights + frozen + activations + (batch if is_cuda else host),
+        sequences=len(data.split.train),
+        steps=data.steps,
+        tokens=tokens,
+        flops_per_step=flops,
+        step_s=round(step_s, 4),
+        total_s=round(step_s * data.steps, 1),
+        checkpoint_bytes=12 * parameters,
+        fetched_bytes=_fetched_bytes(config, stores),
+    )
+
+
+def _largest(data: FeatureData) -> tuple[BatchPlan, float]:
+    """Return the batch with the most room, and the share of its tokens that is computed at every step."""
+    plan = max(data.plans, key=lambda plan: len(plan) * _row_tokens(plan, data))
+    batch = read_batch(data.corpus, plan, data.lengths, labels_only=True)
+    return plan, float(supervised_anchors(batch, 1)[0].float().mean())
+
+
+def _tokens(plan: BatchPlan, data: FeatureData) -> int:
+    return sum(data.lengths[sequence] for row in plan for sequence in row)
+
+
+def _row_tokens(plan: BatchPlan, data: FeatureData) -> int:
+    return max(sum(data.lengths[sequence] for sequence in row) for row in plan)
+
+
+def _batch_bytes(room: int, corpus: Corpus) -> int:
+    info = corpus.info
+    kept = 2 * info.hidden_size if info.last_hidden else 10 * info.top_k
+    # Ids, argmax, documents and positions of 8 bytes, a mask of 1 and a log-sum-exp of 4.
+    return room * (2 * len(corpus.boundaries) * info.hidden_size + kept + 37)
+
+
+def _activation_bytes(spec: DraftSpec, config: TrainConfig, room: int, share: float, item: int) -> int:
+    """N (2LH + 4H + (n + 4m)D) and, for each of K steps, R (8H + (3n + 4m)D + 3I); and the weights as multiplied."""
+    H, L, K = spec.hidden_size, max(len(spec.boundaries), 1), config.ttt_steps
+    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+    every = room * ((2 * L + 4) * H + queries + 4 * keys)
+    computed = K * share * room * (8 * H + 3 * queries + 4 * keys + 3 * spec.intermediate_size)
+    weights = sum(math.prod(shape) for shape in weight_shapes(spec).values())
+    return int((every + computed + weights) * item)
+
+
+def _forward_flops(spec: DraftSpec, config: TrainConfig, tokens: float, share: float) -> float:
+    """Return those of the matrix products of a batch of ``tokens`` tokens; the target's head counts a third."""
+    H, L, K = spec.hidden_size, max(len(spec.boundaries), 1), config.ttt_steps
+    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+    every = L * H * H + H * (queries + 4 * keys)
+    mlp = 3 * H * spec.intermediate_size
+    step = H * (queries + 2 * keys) + queries * H + mlp + H * spec.draft_vocab_size
+    return 2 * tokens * (every + share * (K * step + H * spec.draft_vocab_size / 3))
+
+
+def _flops_per_s(spec: DraftSpec, room: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the draft's own MLP product, which is the most of its work."""
+    rows = max(64, min(room, 4096))
+    one = torch.randn(rows, spec.hidden_size, device=device, dtype=dtype)
+    other = torch.randn(spec.hidden_size, spec.intermediate_size, device=device, dtype=dtype)
+    times: list[float] = []
+    began = time.monotonic()
+    while len(times) < 3 or time.monotonic() - began < _MEASURED_S:
+        start = time.monotonic()
+        one @ other
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.monotonic() - start)
+    return 2 * rows * spec.hidden_size * spec.intermediate_size / float(np.median(times))
+
+
+def _fetched_bytes(config: TrainConfig, stores: list[FeatureStore]) -> int:
+    """Estimate what ``shuffle_parts`` parts take, from the first few."""
+    total = 0
+    for store in stores:
+        if store.place.is_remote and (units := list(store.records)):
+            known = [sum(one.size for one in store.records[unit].objects) for unit in units[:_PARTS_LOOKED_AT]]
+            total += sum(known) // len(known) * min(config.shuffle_parts or len(units), len(units))
+    return total
