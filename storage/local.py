@@ -45,9 +45,21 @@ class LocalPlace:
             self._path(key).unlink(missing_ok=True)
 
     def sizes(self, tree: str) -> dict[str, int]:
-        root = self._path(tree)
-        files = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
-        return {file.relative_to(root).as_posix(): file.stat().st_size for file in files if file.is_file()}
+        found: dict[str, int] = {}
+        waiting = [(self._path(tree), "")]
+        while waiting:
+            folder, prefix = waiting.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        key = f"{prefix}{entry.name}"
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append((Path(entry.path), f"{key}/"))
+                        elif entry.is_file():
+                            found[key] = entry.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return found
 
     def last_change(self, key: str) -> float:
         path = self._path(key)

@@ -20,7 +20,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from .rows import Rows
 
@@ -195,6 +194,8 @@ def _later_scores(q: torch.Tensor, keys: tuple[torch.Tensor, ...] | list[torch.T
 
 @cache
 def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=True)
 
 
@@ -208,6 +209,9 @@ def _flex_attend(
     window: int | None,
 ) -> torch.Tensor:
     """The same on a GPU: FlexAttention hands the gradient of its log-sum-exp back by itself."""
+    # With it come torch's compilers.
+    from torch.nn.attention.flex_attention import create_block_mask
+
     step = len(later_keys)
     documents, flat = rows.documents, rows.flat
 
