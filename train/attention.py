@@ -101,7 +101,8 @@ class _CpuAttention(torch.autograd.Function):
         tiles: list[Tile],
         *later: torch.Tensor,
     ) -> torch.Tensor:
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+        # What is added up is rounded once.
+        out, lse = (q.new_empty(shape, dtype=torch.float32) for shape in (q.shape, q.shape[:2]))
         m = first_keys.shape[1]
         for tile in tiles:
             span, values = slice(tile.first_row, tile.stop_row), first_values[tile.first_key : tile.stop_key]
@@ -109,7 +110,7 @@ class _CpuAttention(torch.autograd.Function):
             largest = scores.amax(-1, keepdim=True)
             shares = scores.sub_(largest).exp_()
             total = shares.sum(-1, keepdim=True)
-            found = torch.bmm(shares.to(q.dtype), values.transpose(0, 1)).div_(total)
+            found = torch.bmm(shares.to(q.dtype), values.transpose(0, 1)).float().div_(total)
             out[span] = _by_row(found, tile.stop_row - tile.first_row)
             lse[span] = _by_row(total.log_().add_(largest), tile.stop_row - tile.first_row)[..., 0]
         count = len(later) // 2
@@ -119,8 +120,9 @@ class _CpuAttention(torch.autograd.Function):
             out.mul_((lse - joint).exp_()[..., None])
             grouped = _grouped(out, m)
             for score, value in zip(later_scores, later[count:], strict=True):
-                grouped.addcmul_(_grouped((score - joint).exp_().to(q.dtype)[..., None], m), value[:, :, None])
+                grouped.addcmul_(_grouped((score - joint).exp_()[..., None], m), value[:, :, None])
             lse = joint
+        out = out.to(q.dtype)
         ctx.save_for_backward(q, first_keys, first_values, out, lse, *later)
         ctx.tiles = tiles
         return out

@@ -126,6 +126,10 @@ class TrainConfig(RunConfig):
                 f"sliding_window {self.sliding_window} must be above ttt_steps {self.ttt_steps}: "
                 "a step reads all the steps before it"
             )
+        if self.step_weights is not None and (
+            len(self.step_weights) != self.ttt_steps or min(self.step_weights) < 0 or not sum(self.step_weights)
+        ):
+            raise ValueError(f"step_weights {self.step_weights} must be {self.ttt_steps} numbers from 0, not all 0")
         if self.method == "eagle1":
             self._require_plain()
         return self

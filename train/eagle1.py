@@ -95,23 +95,22 @@ class Eagle1Draft(nn.Module):
 def evaluate_eagle1(
     draft: Eagle1Draft,
     embedded: torch.Tensor,
+    inputs: torch.Tensor,
     batch: Batch,
     vocabulary: Vocabulary,
     *,
     logit_loss_weight: float,
-    noise: torch.Tensor | None = None,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[StepCounts]:
     """Compare the predicted features with the target's, as the one step there is.
 
-    ``embedded`` (B, T, H); ``vocabulary`` is the full one. The loss of an anchor is the smooth L1 of its feature,
+    ``embedded`` (B, T, H); ``inputs`` (B, T, H) are the last hidden states as the draft is to see them;
+    ``vocabulary`` is the full one. The loss of an anchor is the smooth L1 of its feature,
     the mean over H, and ``logit_loss_weight`` times the cross-entropy of the target's head on both features.
     """
     assert batch.last_hidden is not None
-    dtype = embedded.dtype
-    features = batch.last_hidden.to(dtype)
-    noisy = features if noise is None else features + noise.to(dtype)
-    predicted = draft(embedded, noisy, batch.positions, batch.documents)
+    features = batch.last_hidden.to(embedded.dtype)
+    predicted = draft(embedded, inputs, batch.positions, batch.documents)
     row, t = supervised_anchors(batch, 1)[0].nonzero(as_tuple=True)  # (R,)
     ours, theirs = predicted[row, t], features[row, t + 1]  # (R, H)
     regression = F.smooth_l1_loss(ours.float(), theirs.float(), reduction="none").mean(-1).sum()

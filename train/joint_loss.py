@@ -21,10 +21,9 @@ from .labels import Labels, Vocabulary, labels
 from .losses import LossName, row_losses
 from .rows import Rows
 
-_CPU_LOGITS = 1 << 19
-"""Logits of a chunk: so many stay in a CPU's cache from one pass to the next."""
-_CPU_ROWS, _GPU_ROWS = 384, 4096
-"""Rows of a chunk at least, on a CPU: matrices must not become vectors; on a GPU as many as fill it."""
+_CPU_ROWS, _GPU_ROWS = 512, 4096
+"""Rows of a chunk: few enough for a CPU's cache, enough that what a chunk adds to the head's gradient is worth the
+pass over it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,14 +166,13 @@ class _Chunks:
         self._has_label = self._is_anchor & comparison.vocabulary.t2d[best]
         results.counts.copy_(self._has_label.sum(1))
         self._scale = (self._has_label * comparison.weights[:, None]).to(comparison.dtype)
-        # One piece of memory for all chunks: new pages cost as much as what is written to them.
-        self._logits = weight.new_empty(0)
+        self._room: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def cut(self) -> Iterator[_Chunk]:
         """Yield the chunks, with what the draft has for each."""
         K = len(self._outputs)
         last = max(len(self._comparison.rows.flat) - 1, 0)
-        size = _chunk_tokens(K, len(self._weight), self._weight.device.type)
+        size = _chunk_tokens(K, self._weight.device.type)
         for first in range(0, len(self._tokens), size):
             span = slice(first, first + size)
             row = self._row[:, span]
@@ -194,19 +192,32 @@ class _Chunks:
         """Add to the results; return the gradient (M, Vd) of the losses' sum, each row's with weight 1."""
         comparison = self._comparison
         target = labels(comparison.batch, chunk.tokens, comparison.vocabulary, comparison.dtype)
-        M, Vd = len(chunk.hidden), len(self._weight)
-        if len(self._logits) < M:
-            self._logits = self._weight.new_empty(M, Vd)
-        logits = torch.mm(chunk.hidden, self._weight.T, out=self._logits[:M]).float()
+        narrow = self._take_room("logits", comparison.dtype, chunk)
+        torch.mm(chunk.hidden, self._weight.T, out=narrow)
+        logits = self._take_room("logits", torch.float32, chunk)
+        if logits is not narrow:
+            logits.copy_(narrow)
         if comparison.with_metrics:
             self._measure(chunk, logits, target)
         if comparison.loss == "cross_entropy" and target.ids is None:
-            losses, slope = _exact_cross_entropy(logits, target.logits.softmax(-1), needs_grad=needs_grad)
+            q = self._take_room("probabilities", torch.float32, chunk)
+            losses = _exact_cross_entropy(logits, target.logits.softmax(-1), q)
+            slope = q if needs_grad else None
         else:
             losses, slope = _by_autograd(logits, target, comparison.loss, needs_grad=needs_grad)
         counted = losses.view_as(chunk.has_label).masked_fill(~chunk.has_label, 0)
         self._results.sums.add_(counted.sum(1))
-        return None if slope is None else slope.to(comparison.dtype)
+        if slope is None or slope.dtype == comparison.dtype:
+            return slope
+        return narrow.copy_(slope)
+
+    def _take_room(self, name: str, dtype: torch.dtype, chunk: _Chunk) -> torch.Tensor:
+        """Return memory (M, Vd), the same for every chunk: new pages cost as much as what is written to them."""
+        M = len(chunk.hidden)
+        room = self._room.get((name, dtype))
+        if room is None or len(room) < M:
+            room = self._room[name, dtype] = self._weight.new_empty(M, len(self._weight), dtype=dtype)
+        return room if len(room) == M else room[:M]
 
     def _measure(self, chunk: _Chunk, logits: torch.Tensor, target: Labels) -> None:
         best = self._comparison.vocabulary.target_ids(logits.argmax(-1)).view_as(chunk.row)
@@ -215,21 +226,18 @@ class _Chunks:
         self._results.overlap.add_((target.overlap(logits).view_as(chunk.is_anchor) * chunk.is_anchor).sum(1))
 
 
-def _exact_cross_entropy(
-    logits: torch.Tensor, p: torch.Tensor, *, needs_grad: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """-Σ p log q = log Σ e^z - Σ p z over the whole draft vocabulary, whose gradient is q - p."""
+def _exact_cross_entropy(logits: torch.Tensor, p: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Return -Σ p log q = log Σ e^z - Σ p z (M,), over the whole draft vocabulary, and its gradient q - p in ``slope``.
+
+    ``logits`` and ``slope`` (M, Vd), ``p`` (C, Vd).
+    """
     by_step = torch.unflatten(logits, 0, (-1, len(p)))  # (K, C, Vd)
-    largest = logits.amax(-1)
-    q = logits.softmax(-1)
+    q = torch.softmax(logits, -1, out=slope)
     # The largest q is at least 1 / Vd, so its logarithm loses nothing.
-    log_sum = largest - q.amax(-1).log()
+    log_sum = logits.amax(-1) - q.amax(-1).log()
     along = torch.bmm(by_step.transpose(0, 1), p[:, :, None])[:, :, 0].T  # (K, C)
-    losses = log_sum - along.flatten()
-    if not needs_grad:
-        return losses, None
     q.view_as(by_step).sub_(p)
-    return losses, q
+    return log_sum - along.flatten()
 
 
 def _by_autograd(
@@ -243,8 +251,7 @@ def _by_autograd(
     return losses.detach(), slope
 
 
-def _chunk_tokens(steps: int, vocabulary_size: int, device: str) -> int:
+def _chunk_tokens(steps: int, device: str) -> int:
     """Return how many tokens make a chunk."""
-    rows = max(_CPU_ROWS, _CPU_LOGITS // vocabulary_size) if device == "cpu" else _GPU_ROWS
     # Whole tiles of the matrix product.
-    return max(16, rows // steps // 16 * 16)
+    return max(16, (_CPU_ROWS if device == "cpu" else _GPU_ROWS) // steps // 16 * 16)

@@ -13,12 +13,14 @@ _CPU_BLOCK = 1 << 18
 """Elements of a block of rows, of which a CPU's cache holds several."""
 
 
-def swiglu_mlp(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """Return ``(silu(x gateᵀ) * (x upᵀ)) downᵀ`` (R, H), given ``gate`` and ``up`` (I, H) and ``down`` (H, I).
+def add_swiglu_mlp(
+    residual: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """Return ``residual + (silu(x gateᵀ) * (x upᵀ)) downᵀ`` (R, H), ``gate`` and ``up`` (I, H) and ``down`` (H, I).
 
     SwiGLU (arXiv 2002.05202).
     """
-    result: torch.Tensor = _SwigluMLP.apply(x, gate, up, down)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _SwigluMLP.apply(residual, x, gate, up, down)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -26,7 +28,14 @@ class _SwigluMLP(torch.autograd.Function):
     """Keeps three tensors (R, I) where autograd would keep four, and makes one in the backward instead of five."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        residual: torch.Tensor,
+        x: torch.Tensor,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        down: torch.Tensor,
+    ) -> torch.Tensor:
         gated, lifted = x @ gate.T, x @ up.T
         inner = torch.empty_like(gated)
         for g, u, out in _blocks(gated, lifted, inner):
@@ -34,7 +43,7 @@ class _SwigluMLP(torch.autograd.Function):
         ctx.save_for_backward(x, gate, up, down, inner)
         # Their gradients take their place.
         ctx.projected = gated, lifted
-        return inner @ down.T
+        return torch.addmm(residual, inner, down.T)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -44,7 +53,7 @@ class _SwigluMLP(torch.autograd.Function):
             grad_lifted = F.silu(g).mul_(change)
             torch.ops.aten.silu_backward.grad_input(u.mul_(change), g, grad_input=g)
             u.copy_(grad_lifted)
-        return (gated @ gate).addmm_(lifted, up), gated.T @ x, lifted.T @ x, grad.T @ inner
+        return grad, (gated @ gate).addmm_(lifted, up), gated.T @ x, lifted.T @ x, grad.T @ inner
 
 
 def _blocks(*wide: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -21,8 +21,8 @@ from .eagle1 import Eagle1Draft, evaluate_eagle1
 from .errors import NotFiniteError
 from .exported import new_draft
 from .labels import Vocabulary
-from .noise import uniform_noise
-from .objective import Objective, StepCounts, evaluate, metrics, step_weights, total_loss
+from .noise import with_uniform_noise
+from .objective import Objective, StepCounts, evaluate, metrics, normalised_weights, step_weights, total_loss
 from .spec import DraftSpec
 
 
@@ -43,8 +43,10 @@ class DraftModule(LightningModule):
         super().__init__()
         self._config = config
         self._steps = steps
+        weights = config.step_weights
         self._objective = Objective(
-            loss=config.loss, step_weights=config.step_weights or step_weights(config.ttt_steps, config.step_decay)
+            loss=config.loss,
+            step_weights=normalised_weights(weights) if weights else step_weights(config.ttt_steps, config.step_decay),
         )
         self.draft = new_draft(spec)
         self.vocabulary = vocabulary
@@ -72,21 +74,19 @@ class DraftModule(LightningModule):
         ``labels`` (K,) are those of the whole optimizer step, if it has other batches; without ``with_metrics`` there
         may be no sums.
         """
-        noise = self._config.feature_noise if self.training else 0.0
         if isinstance(self.draft, Eagle1Draft):
             assert batch.last_hidden is not None
+            dtype = self.draft.fc.weight.dtype
             counts = evaluate_eagle1(
                 self.draft,
-                self.draft.embed(batch.input_ids, self.embed_tokens).to(self.draft.fc.weight.dtype),
+                self.draft.embed(batch.input_ids, self.embed_tokens).to(dtype),
+                self._noisy(batch.last_hidden.to(dtype), batch),
                 batch,
                 self.vocabulary,
                 logit_loss_weight=self._config.logit_loss_weight,
-                noise=uniform_noise(batch.last_hidden, batch, noise) if noise else None,
             )
             return total_loss(counts, self._objective.step_weights, labels), counts
-        if noise:
-            noisy = batch.aux_hidden + uniform_noise(batch.aux_hidden, batch, noise)
-            batch = dataclasses.replace(batch, aux_hidden=noisy)
+        batch = dataclasses.replace(batch, aux_hidden=self._noisy(batch.aux_hidden, batch))
         device = batch.input_ids.device.type
         return evaluate(
             self.draft,
@@ -228,6 +228,14 @@ class DraftModule(LightningModule):
         self.seconds_trained = checkpoint["totals"]["seconds"]
         self.last_metrics = checkpoint["totals"]["metrics"]
         rewind(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def _noisy(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Put the noise of this place in the run on ``features`` (B, T, …), in training only."""
+        half_width = self._config.feature_noise if self.training else 0.0
+        if not half_width:
+            return features
+        generator = torch.Generator(self.device).manual_seed(torch.initial_seed())
+        return with_uniform_noise(features, batch, half_width, generator)
 
     def _clip(self, largest: float) -> torch.Tensor:
         """Scale the gradient down to a norm of at most ``largest``; return its norm before."""

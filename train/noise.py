@@ -1,4 +1,4 @@
-"""Noise on the features that a draft is trained on, in place of its own errors.
+"""Noise on the features that a draft reads in training, in place of the errors it will make itself.
 
 Shapes: B rows, T tokens of a row.
 """
@@ -7,19 +7,22 @@ import torch
 
 from .batch import PADDING, Batch
 
-_NOISE_LENGTH = 512
+_LENGTH = 512
 """Tokens of a sequence whose noise has the half-width itself (``AddUniformNoise`` of EAGLE's training code)."""
 
 
-def uniform_noise(features: torch.Tensor, batch: Batch, half_width: float) -> torch.Tensor:
-    """Return noise for ``features`` (B, T, …), in their dtype, from torch's own generator.
+def with_uniform_noise(
+    features: torch.Tensor, batch: Batch, half_width: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Return ``features`` (B, T, …) of a batch with noise on them, scaled as EAGLE's code does.
 
-    It is U(-a, a) * 512 / T as in EAGLE's code, a the half-width and T the length of the token's own sequence.
+    It is U(-a, a) * 512 / T, a the half-width and T the length of the token's own sequence.
     """
-    B, rows = len(batch.documents), torch.arange(len(batch.documents), device=batch.documents.device)
+    B, device = len(batch.documents), batch.documents.device
     most = int(batch.documents.max()) + 2
-    owner = (batch.documents - PADDING) + rows[:, None] * most  # a number of its own for each sequence
+    # A number of its own for each sequence, and for the padding of each row.
+    owner = batch.documents - PADDING + most * torch.arange(B, device=device)[:, None]
     length = torch.bincount(owner.flatten(), minlength=B * most)[owner]  # (B, T)
-    scale = (half_width * _NOISE_LENGTH / length)[(..., *[None] * (features.ndim - 2))]
-    drawn = torch.rand(features.shape, device=features.device)
-    return ((2 * drawn - 1) * scale).to(features.dtype)
+    scale = (half_width * _LENGTH / length).reshape(*length.shape, *[1] * (features.ndim - 2))
+    drawn = torch.rand(features.shape, generator=generator, device=generator.device)
+    return features + ((2 * drawn - 1).to(device) * scale).to(features.dtype)

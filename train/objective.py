@@ -6,6 +6,7 @@ at token t + k + 1, restricted to the draft vocabulary and renormalised.
 Shapes: B rows, T tokens, N = B * T, K unrolled steps, V target vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,11 @@ class StepCounts:
 
 def step_weights(steps: int, decay: float) -> tuple[float, ...]:
     """Return ``decay**k`` normalised to a sum of 1."""
-    weights = [decay**k for k in range(steps)]
+    return normalised_weights([decay**k for k in range(steps)])
+
+
+def normalised_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    """Return the same shares with a sum of 1."""
     return tuple(weight / sum(weights) for weight in weights)
 
 

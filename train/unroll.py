@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .attention import attend
 from .batch import Batch
 from .draft import Draft
-from .mlp import swiglu_mlp
+from .mlp import add_swiglu_mlp
 from .norm import normalised
 from .rope import rotate_rows
 from .rows import Rows
@@ -41,10 +41,10 @@ def unroll(
         for projection in (layer.mlp.gate_proj, layer.mlp.up_proj)
     )
     output_weight, down_weight = attention.o_proj.weight.to(dtype), layer.mlp.down_proj.weight.to(dtype)
-    final_weight, residual_weight = draft.norm.weight.to(dtype), layer.hidden_norm.weight.to(dtype)
+    residual_weight = layer.hidden_norm.weight.to(dtype)
 
-    embedded = draft.embed(batch.input_ids.flatten(), embed_tokens).to(dtype)
-    projected = F.linear(normalised(embedded, eps), embedding_weight)  # (N, (n + 2m) D)
+    embedded = draft.embed(batch.input_ids.flatten(), embed_tokens)
+    projected = F.linear(normalised(embedded, eps).to(dtype), embedding_weight)  # (N, (n + 2m) D)
     hidden = _fused(draft, batch.aux_hidden.flatten(0, 1).to(dtype))  # (N, H)
     positions = batch.positions.flatten()
     last = len(positions) - 1
@@ -53,7 +53,8 @@ def unroll(
     normed_hidden = normalised(hidden, eps)
     angles = _cos_sin(draft, [positions, *(positions[rows.flat] + step for step in range(steps))], dtype)
     following = torch.arange(1, last + 2, device=positions.device).clamp_(max=last)
-    pairs = F.linear(normed_hidden, hidden_weight[query_width:]) + projected[:, query_width:].index_select(0, following)
+    from_embeddings = projected[:, query_width:].index_select(0, following)
+    pairs = torch.addmm(from_embeddings, normed_hidden, hidden_weight[query_width:].T)
     first_keys, first_values = _heads(pairs, D).chunk(2, dim=1)  # (N, m, D)
     first_keys = rotate_rows(first_keys, *angles[0])
     hidden, normed_hidden = hidden.index_select(0, rows.flat), normed_hidden.index_select(0, rows.flat)
@@ -64,12 +65,12 @@ def unroll(
     for step in range(steps):
         ahead = (rows.flat + step + 1).clamp_(max=last)
         if step == 0:
-            queries = F.linear(normed_hidden, hidden_weight[:query_width])
-            queries = queries + projected[:, :query_width].index_select(0, ahead)
+            from_embeddings = projected[:, :query_width].index_select(0, ahead)
+            queries = torch.addmm(from_embeddings, normed_hidden, hidden_weight[:query_width].T)
             q = rotate_rows(_heads(queries, D), *angles[step + 1])
         else:
             normed_hidden = normalised(hidden, eps)
-            mixed = F.linear(normed_hidden, hidden_weight) + projected.index_select(0, ahead)
+            mixed = torch.addmm(projected.index_select(0, ahead), normed_hidden, hidden_weight.T)
             counts = [attention.heads, attention.kv_heads, attention.kv_heads]
             q, key, value = torch.split_with_sizes(_heads(mixed, D), counts, dim=1)
             q = rotate_rows(q, *angles[step + 1])
@@ -77,10 +78,10 @@ def unroll(
             later_values.append(value)
         attended = attend(q, first_keys, first_values, later_keys, later_values, rows, spec.sliding_window)
         start = normed_hidden * residual_weight if spec.norm_before_residual else hidden
-        residual = start + F.linear(attended.flatten(1), output_weight)
+        residual = torch.addmm(start, attended.flatten(1), output_weight.T)
         inner = normalised(residual, eps)
-        streamed = residual + swiglu_mlp(inner, gate_weight, up_weight, down_weight)
-        normed = normalised(streamed, eps) * final_weight
+        streamed = add_swiglu_mlp(residual, inner, gate_weight, up_weight, down_weight)
+        normed = normalised(streamed, eps, draft.norm.weight)
         outputs.append(normed)
         hidden = draft.feedback(streamed, normed)
     return outputs

@@ -69,12 +69,12 @@ def open_and_read(path: Path) -> dict[str, float]:
     # torch is no part of opening, nor of what is timed.
     from specx.storage.reader import FeatureReader
     from specx.train.config import TrainConfig
+    from specx.train.corpus import Corpus
     from specx.train.data import FeatureData
 
     started = time.perf_counter() - opened
-    data = FeatureData(
-        TrainConfig(store=str(path), out="unused", batch_tokens=1024, epochs=1), FeatureReader(store), (1, 2, 3)
-    )
+    corpus = Corpus([FeatureReader(store)], (1, 2, 3))
+    data = FeatureData(TrainConfig(store=str(path), out="unused", batch_tokens=1024, epochs=1), corpus)
     batch = next(iter(data.train_dataloader()))
     assert batch.num_tokens
     return {

@@ -165,13 +165,15 @@ def read_store(workspace: Path, count: int, codec: str) -> float:
     """Read a store in random order; return seconds."""
     from specx.storage.reader import FeatureReader
     from specx.storage.store import FeatureStore
+    from specx.train.corpus import Corpus
     from specx.train.loader import BatchLoader
 
-    reader = FeatureReader(FeatureStore.open(workspace / codec))
+    store = FeatureStore.open(workspace / codec)
+    corpus = Corpus([FeatureReader(store)], store.info.boundaries)
     plans = [[[sequence] for sequence in batch] for batch in order(count)]
-    lengths = dict(enumerate(reader.catalogue.length.tolist()))
+    lengths = corpus.length.tolist()
     started = time.perf_counter()
-    for batch in BatchLoader(reader, plans, lengths=lengths, columns=(0, 1, 2)):
+    for batch in BatchLoader(corpus, plans, lengths):
         assert batch.aux_hidden.shape[-1] == H
     return time.perf_counter() - started
 

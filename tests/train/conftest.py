@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norm_before_fc": {"fc_norm": False, "norm_before_fc": True},
     "norm_before_residual": {"norm_output": False, "fc_norm": False, "norm_before_residual": True},
     "window": {"sliding_window": 6},
+    "trained embeddings": {"trained_embeddings": True},
     "one boundary": {"boundaries": (3,)},
     "four boundaries": {"boundaries": (1, 2, 3, 5)},
     "partial rotary": {

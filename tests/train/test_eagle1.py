@@ -11,7 +11,7 @@ from specx.train.eagle1 import Eagle1Draft, evaluate_eagle1
 from specx.train.evaluate.decoder import DraftDecoder
 from specx.train.exported import ExportedDraft
 from specx.train.labels import Vocabulary
-from specx.train.noise import uniform_noise
+from specx.train.noise import with_uniform_noise
 from specx.train.objective import StepCounts, supervised_anchors
 from specx.train.spec import DraftSpec
 
@@ -48,8 +48,9 @@ def vocabulary(spec: DraftSpec) -> Vocabulary:
 def evaluated(
     draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, **options: Any
 ) -> StepCounts:
-    embedded = draft.embed(batch.input_ids, embed_tokens)
-    (counts,) = evaluate_eagle1(draft, embedded, batch, vocabulary, logit_loss_weight=0.1, **options)
+    embedded, last = draft.embed(batch.input_ids, embed_tokens), batch.last_hidden.float()
+    given = {"inputs": last, "logit_loss_weight": 0.1} | options
+    (counts,) = evaluate_eagle1(draft, embedded, batch=batch, vocabulary=vocabulary, **given)
     return counts
 
 
@@ -132,30 +133,16 @@ def test_chunks_of_rows_change_nothing(
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name))
 
 
-def test_noise_is_uniform_and_scaled_by_the_length_of_the_sequence(batch: Batch) -> None:
-    torch.manual_seed(0)
-    noise = uniform_noise(batch.last_hidden, batch, 0.1).float()
-    for row, document, length in ((0, 0, 13), (0, 1, 7), (1, 0, 22)):
-        drawn = noise[row, batch.documents[row] == document]
-        half_width = 0.1 * 512 / length
-        assert 0.95 * half_width < drawn.abs().max() <= 1.01 * half_width
-        assert drawn.abs().mean() == pytest.approx(half_width / 2, rel=0.1)
-    torch.manual_seed(0)
-    assert torch.equal(noise, uniform_noise(batch.last_hidden, batch, 0.1).float())
-
-
 def test_noise_is_on_the_inputs_and_not_on_the_labels(
     draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
-    noise = uniform_noise(batch.last_hidden, batch, 0.1)
-    with_noise = evaluated(draft, batch, embed_tokens, vocabulary, noise=noise)
-    noisy = batch.last_hidden.float() + noise.float()
+    last = batch.last_hidden.float()
+    noisy = with_uniform_noise(last, batch, 0.1, torch.Generator().manual_seed(0))
+    found = evaluated(draft, batch, embed_tokens, vocabulary, inputs=noisy)
     predicted = draft(draft.embed(batch.input_ids, embed_tokens), noisy, batch.positions, batch.documents)
     rows, t = torch.nonzero(supervised_anchors(batch, 1)[0], as_tuple=True)
-    expected = (
-        F.smooth_l1_loss(predicted[rows, t], batch.last_hidden.float()[rows, t + 1], reduction="none").mean(-1).sum()
-    )
-    head = vocabulary.target_head
-    p = F.linear(batch.last_hidden.float()[rows, t + 1], head).softmax(-1)
-    expected = expected - 0.1 * (p * F.linear(predicted[rows, t], head).log_softmax(-1)).sum()
-    torch.testing.assert_close(with_noise.loss, expected)
+    ours, theirs = predicted[rows, t], last[rows, t + 1]
+    p = F.linear(theirs, vocabulary.target_head).softmax(-1)
+    log_q = F.linear(ours, vocabulary.target_head).log_softmax(-1)
+    expected = F.smooth_l1_loss(ours, theirs, reduction="none").mean(-1).sum() - 0.1 * (p * log_q).sum()
+    torch.testing.assert_close(found.loss, expected)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from specx.train.evaluate.chain import CachedTarget
 from specx.train.evaluate.decoder import DraftDecoder
-from specx.train.exported import load_draft
+from specx.train.exported import ExportedDraft, load_draft, new_draft
 
 DRAFTED = 3
 
@@ -40,10 +40,17 @@ def serve(jobs: list[Job], folder: Path) -> list[Served]:
     return served
 
 
-def agreement(job: Job, served: Served) -> tuple[int, int]:
-    """Return how many of the proposed tokens our own chain proposes too, and of how many."""
+def agreement(job: Job, served: Served, **changes: Any) -> tuple[int, int]:
+    """Return how many of the proposed tokens our own chain proposes too, and of how many.
+
+    ``changes`` make the chain read the same weights as a draft of another kind.
+    """
     model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.float32, local_files_only=True)
     exported = load_draft(job.draft, torch.float32)
+    if changes:
+        other = new_draft(exported.draft.spec.model_copy(update=changes)).eval()
+        other.load_state_dict(exported.draft.state_dict(), strict=False)
+        exported = ExportedDraft(draft=other, vocabulary=exported.vocabulary)
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     equal = positions = 0
     for ids, request in zip(job.prompts, served, strict=True):

@@ -71,6 +71,26 @@ def test_a_variant_is_served_as_it_was_trained(name: str, served_variants: dict[
     assert equal / positions >= 0.99, f"{equal} of {positions}"
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("specdrift", {"norm_output": False}),
+        ("specdrift", {"fc_norm": False}),
+        ("norm_before_fc", {"norm_before_fc": False}),
+        ("norm_before_residual", {"norm_before_residual": False}),
+        ("window", {"sliding_window": None}),
+        ("window", {"sliding_window": 23}),
+        ("trained embeddings", {"trained_embeddings": False}),
+    ],
+    ids=str,
+)
+def test_a_switch_that_the_engine_took_otherwise_would_be_noticed(
+    name: str, changes: dict[str, Any], served_variants: dict[str, tuple[Job, Served]]
+) -> None:
+    equal, positions = agreement(*served_variants[name], **changes)
+    assert equal / positions < 0.99, f"{equal} of {positions}"
+
+
 @pytest.fixture(scope="module")
 def served_targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Job, Served]]:
     folder = tmp_path_factory.mktemp("targets")

@@ -8,6 +8,12 @@ from typing import Any
 
 import pytest
 
+from specx.train.config import TrainConfig
+from specx.train.evaluate.config import EvaluateConfig
+from specx.train.evaluate.pipeline import run as evaluate
+from specx.train.export import export
+from specx.train.pipeline import run as train
+
 KEYS = {
     "acceptance_length",
     "per_position",
@@ -62,3 +68,21 @@ def test_a_trained_draft_is_accepted_well_above_chance(summary: Summary) -> None
 def test_both_engines_find_the_same_acceptance_length(summaries: dict[str, Summary]) -> None:
     lengths = [found["acceptance_length"] for found in summaries.values()]
     assert lengths[0] == pytest.approx(lengths[1], rel=0.02)
+
+
+def test_an_eagle1_draft_is_decoded_by_the_chain_without_changing_the_output(
+    tmp_path: Path, target: Path, regen: Path, tiny_store: Path
+) -> None:
+    settings = {
+        "store": str(tiny_store),
+        "out": str(tmp_path / "run"),
+        "max_steps": 40,
+        "batch_tokens": 1024,
+        "lr": 3e-3,
+    }
+    train(TrainConfig.model_validate({"preset": "eagle1", "warmup_fraction": 0.0, **settings}))
+    assert export(tmp_path / "run", tmp_path / "draft", engine="vllm").engines == ["vllm"]
+    decoding = {"draft": str(tmp_path / "draft"), "target": str(target), "data": (str(regen / "dev.parquet"),)}
+    summary = evaluate(EvaluateConfig(**decoding, engine="transformers", limit=4, max_new_tokens=48))
+    assert summary.lossless is True
+    assert summary.acceptance_length > 1.2
