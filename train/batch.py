@@ -15,6 +15,7 @@ import torch
 
 from ..storage.reader import Read
 from ..storage.schema import Array
+from .buffers import Buffers
 from .corpus import Corpus
 from .packing import BatchPlan
 
@@ -62,11 +63,19 @@ class Batch:
         return int((self.documents != PADDING).sum())
 
 
-def read_batch(corpus: Corpus, plan: BatchPlan, lengths: Sequence[int], *, labels_only: bool = False) -> Batch:
+def read_batch(
+    corpus: Corpus,
+    plan: BatchPlan,
+    lengths: Sequence[int],
+    *,
+    labels_only: bool = False,
+    buffers: Buffers | None = None,
+) -> Batch:
     """Read the sequences of ``plan`` and pack them; a row of none is one token of padding.
 
     ``lengths`` says how many tokens of each sequence to read. ``labels_only`` reads just what decides which labels
-    count: the masks and the argmax; hidden states are then of width 0, and the rest is zeros.
+    count: the masks and the argmax; hidden states are then of width 0, and the rest is zeros. The hidden states lie
+    in ``buffers``, if there are any.
     Raises StoreCorruptError where a byte differs from what was committed.
     """
     info = corpus.info
@@ -76,10 +85,10 @@ def read_batch(corpus: Corpus, plan: BatchPlan, lengths: Sequence[int], *, label
     loss_mask, lse = np.zeros((B, T), np.uint8), np.zeros((B, T), np.float32)
     documents, positions = np.full((B, T), PADDING, np.int64), np.zeros((B, T), np.int64)
     # A boundary is read at once: its rows must lie together, or every chunk is copied once more.
-    aux_hidden = np.zeros((len(corpus.boundaries), B, T, H), np.uint16)
+    aux_hidden = _empty(buffers, "aux_hidden", (len(corpus.boundaries), B, T, H))
     plain: dict[str, Array] = {"loss_mask": loss_mask, "argmax": argmax, "input_ids": input_ids, "lse": lse}
     if info.last_hidden:
-        plain["last_hidden"] = np.zeros((B, T, H), np.uint16)
+        plain["last_hidden"] = _empty(buffers, "last_hidden", (B, T, H))
     else:
         plain["topk_ids"], plain["topk_logprob"] = np.zeros((B, T, K), np.uint32), np.zeros((B, T, K), np.float16)
     needed = {name: plain[name] for name in ("loss_mask", "argmax")} if labels_only else plain
@@ -94,6 +103,9 @@ def read_batch(corpus: Corpus, plan: BatchPlan, lengths: Sequence[int], *, label
             documents[b, span] = document
             positions[b, span] = np.arange(lengths[sequence])
             start = span.stop
+        aux_hidden[:, b, start:] = 0
+        if info.last_hidden:
+            plain["last_hidden"][b, start:] = 0
     corpus.read_all(wanted)
     return Batch(
         input_ids=torch.from_numpy(input_ids).long(),
@@ -107,3 +119,8 @@ def read_batch(corpus: Corpus, plan: BatchPlan, lengths: Sequence[int], *, label
         topk_ids=None if info.last_hidden else torch.from_numpy(plain["topk_ids"].view(np.int32)).long(),
         topk_logprob=None if info.last_hidden else torch.from_numpy(plain["topk_logprob"]),
     )
+
+
+def _empty(buffers: Buffers | None, name: str, shape: tuple[int, ...]) -> Array:
+    dtype = np.dtype(np.uint16)
+    return np.empty(shape, dtype) if buffers is None else buffers.take(name, shape, dtype)

@@ -104,7 +104,7 @@ class Checkpoints(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what was reached before a step that cannot be taken."""
-        if isinstance(exception, NotFiniteError) and trainer.global_step:
+        if isinstance(exception, NotFiniteError) and not exception.is_held_out and trainer.global_step:
             save_checkpoint(trainer, self._directory.checkpoint)
 
     def _save(self, trainer: Trainer) -> None:

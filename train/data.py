@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ..storage.hashing import unit_interval
+from .buffers import Buffers
 from .config import TrainConfig
 from .corpus import Corpus
 from .errors import TrainError
@@ -90,7 +91,8 @@ class FeatureData(LightningDataModule):
             window = Window(
                 batches=self.batches_per_step // world_size, steps=self._ttt_steps, t2d=torch.from_numpy(self.known)
             )
-        self.loader = BatchLoader(self.corpus, of_rank(self.plans, rank, world_size), self.lengths, window=window)
+        plans = of_rank(self.plans, rank, world_size)
+        self.loader = BatchLoader(self.corpus, plans, self.lengths, window=window, buffers=Buffers())
         return self.loader
 
     def val_dataloader(self) -> BatchLoader:

@@ -12,10 +12,10 @@ class ExportError(SpecxError):
 
 
 class NotFiniteError(TrainError):
-    """Loss or gradient of an optimizer step are not finite; the step was not taken."""
+    """Loss or gradient of an optimizer step are not finite, and the step was not taken; or a held-out loss is not."""
 
-    def __init__(self, *, step: int, loss: float, gradient_norm: float, lr: float) -> None:
-        super().__init__(
-            f"loss {loss} and gradient norm {gradient_norm} at step {step}, at a learning rate of {lr:.3g}"
-        )
+    def __init__(self, what: str, *, step: int, is_held_out: bool = False) -> None:
+        """``step`` is the one that was not taken, or the one behind which was validated."""
+        super().__init__(what)
         self.step = step
+        self.is_held_out = is_held_out

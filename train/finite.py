@@ -18,15 +18,21 @@ from .run import RunDirectory
 
 def explain(error: NotFiniteError, data: FeatureData, directory: RunDirectory) -> TrainError:
     """Return what to tell of a step that could not be taken; every process comes to the same words."""
-    kept = f"checkpoint of step {error.step - 1}" if error.step > 1 else "start"
-    if (found := find_not_finite(data.corpus, data.step_plans(error.step))) is not None:
+    plans = data.holdout_plans if error.is_held_out else data.step_plans(error.step)
+    found = find_not_finite(data.corpus, plans)
+    if error.is_held_out:
+        happened = f"It is held out, and was met behind step {error.step}."
+    else:
+        kept = f"checkpoint of step {error.step - 1}" if error.step > 1 else "start"
+        happened = f"Step {error.step} was not taken, and the run stands at the {kept}."
+    if found is not None:
         return TrainError(
-            f"{found}. Step {error.step} was not taken, and the run stands at the {kept}. Extract that part again, "
-            "or leave the sequence out by a view in another run (docs/training.md)."
+            f"{found}. {happened} Extract that part again, or leave the sequence out by a view in another run "
+            "(docs/training.md)."
         )
     return TrainError(
-        f"{directory.path}: {error}, though all its features are finite: the run diverges. The step was not taken, and "
-        f"the run stands at the {kept}. Train again with another --out and a lower --lr."
+        f"{directory.path}: {error}, though all its features are finite: the run diverges. "
+        f"{'' if error.is_held_out else happened + ' '}Train again with another --out and a lower --lr."
     )
 
 

@@ -92,16 +92,16 @@ def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus) -> TrainSu
     try:
         with checkpoints.listening(), _expected_warnings_silenced():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if checkpoints.is_interrupted:
+            if trainer.is_global_zero:
+                _log.info("%s: stopped and saved at step %d; rerun to go on", directory.path, trainer.global_step)
+            raise KeyboardInterrupt
+        save_checkpoint(trainer, directory.checkpoint)
+        if has_holdout and module.validated_step != trainer.global_step:
+            with _expected_warnings_silenced():
+                trainer.validate(module, datamodule=data, verbose=False, weights_only=True)
     except NotFiniteError as error:
         raise explain(error, data, directory) from error
-    if checkpoints.is_interrupted:
-        if trainer.is_global_zero:
-            _log.info("%s: stopped and saved at step %d; rerun to go on", directory.path, trainer.global_step)
-        raise KeyboardInterrupt
-    save_checkpoint(trainer, directory.checkpoint)
-    if has_holdout and module.validated_step != trainer.global_step:
-        with _expected_warnings_silenced():
-            trainer.validate(module, datamodule=data, verbose=False, weights_only=True)
     return _summary(trainer, module, data, checkpoints)
 
 

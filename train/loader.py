@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .batch import Batch, read_batch
+from .buffers import Buffers
 from .corpus import Corpus
 from .objective import count_labels
 from .packing import BatchPlan
@@ -48,13 +49,23 @@ class BatchLoader:
     """
 
     def __init__(
-        self, corpus: Corpus, plans: Sequence[BatchPlan], lengths: Sequence[int], *, window: Window | None = None
+        self,
+        corpus: Corpus,
+        plans: Sequence[BatchPlan],
+        lengths: Sequence[int],
+        *,
+        window: Window | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
-        """``lengths`` says how many tokens of each sequence are read; with a window batches have ``window_labels``."""
+        """``lengths`` says how many tokens of each sequence are read; with a window batches have ``window_labels``.
+
+        With ``buffers`` the memory of a batch is used again once nothing refers to the batch.
+        """
         self._corpus = corpus
         self._plans = plans
         self._lengths = lengths
         self._window = window
+        self._buffers = buffers
         self._start = 0
         self._next = 0
         self.wait_s = 0.0
@@ -112,7 +123,10 @@ class BatchLoader:
                     staged.submit(self._corpus.stage, itertools.chain.from_iterable(later))
                 if self._window is not None and number % self._window.batches == 0:
                     labels = self._labels(self._window, number)
-                ready.put(replace(read_batch(self._corpus, plan, self._lengths), window_labels=labels))
+                batch = read_batch(self._corpus, plan, self._lengths, buffers=self._buffers)
+                ready.put(replace(batch, window_labels=labels))
+                # What waits in the queue, and no more, is held.
+                del batch
         except BaseException as error:  # raised again where the batch is asked for
             ready.put(error)
         finally:

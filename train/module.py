@@ -138,7 +138,9 @@ class DraftModule(LightningModule):
         norm /= self.trainer.world_size
         rate = optimizer.param_groups[0]["lr"]
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise NotFiniteError(step=self.global_step + 1, loss=loss, gradient_norm=norm, lr=rate)
+            step = self.global_step + 1
+            what = f"loss {loss} and gradient norm {norm} at step {step}, at a learning rate of {rate:.3g}"
+            raise NotFiniteError(what, step=step)
         self.tokens_trained += int(tokens)
         self.last_loss = loss
         if self._is_logged:
@@ -179,6 +181,9 @@ class DraftModule(LightningModule):
         assert self._validation is not None
         counts = self._summed_counts(self._validation)
         loss = total_loss(counts, self._objective.step_weights).item()
+        if not math.isfinite(loss):
+            what = f"loss {loss} of the held-out sequences behind step {self.global_step}"
+            raise NotFiniteError(what, step=self.global_step, is_held_out=True)
         values = metrics(counts) | {"loss": loss}
         self.last_metrics = values
         self.validated_step = self.global_step

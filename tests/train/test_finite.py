@@ -122,3 +122,16 @@ def test_a_run_that_diverges_says_so(tmp_path: Path, tiny_store: Path) -> None:
     saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert f"at step {saved['global_step'] + 1}, at a learning rate of" in message
     assert f"stands at the checkpoint of step {saved['global_step']}" in message
+
+
+def test_a_held_out_value_that_is_not_finite_is_named_again_and_again(tmp_path: Path, sound: Path) -> None:
+    config = settings(sound, tmp_path, holdout_fraction=0.3, validate_every=3)
+    corpus = Corpus([FeatureReader(FeatureStore.open(sound))], (1, 3, 5))
+    sequence = FeatureData(config, corpus).holdout_plans[0][0][0]
+    token = int(corpus.length[sequence]) - 8
+    store = spoiled(sound, tmp_path / "store", sequence, "last_hidden", token, NAN)
+    config = settings(store, tmp_path / "run", holdout_fraction=0.3, validate_every=3, checkpoint_every=2)
+    for _ in range(2):
+        with pytest.raises(TrainError, match=rf"last_hidden is nan at token {token} .* met behind step 3\."):
+            run(config)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2

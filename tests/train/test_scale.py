@@ -1,5 +1,6 @@
 """Steps of several batches, on several devices: one loss, one curve, whoever computes which part of it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -143,6 +144,19 @@ def test_the_gradient_of_a_step_is_that_of_all_its_batches_together(
     norm = torch.nn.utils.get_total_norm([weight.grad for weight in module.parameters()])
     assert loss_curve(alone)[1] == pytest.approx(loss.item(), rel=1e-6)
     assert loss_curve(alone, "gradient_norm")[1] == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_a_batch_without_labels_has_a_gradient_for_every_weight(tiny_store: Path, alone: Path) -> None:
+    """Or the processes would wait for each other's."""
+    config, directory = settings(tiny_store, alone), RunDirectory(alone)
+    corpus = open_corpus([FeatureStore.open(tiny_store)], directory.record().stores, directory.spec().boundaries)
+    module = _module(config, directory, corpus, STEPS, "32-true")
+    for plan in ([[3, 4]], [[]]):
+        batch = read_batch(corpus, plan, corpus.length.tolist())
+        loss, _ = module(dataclasses.replace(batch, loss_mask=torch.zeros_like(batch.loss_mask)))
+        module.zero_grad()
+        loss.backward()
+        assert all(weight.grad is not None and not weight.grad.any() for weight in module.parameters())
 
 
 def test_two_processes_have_the_curve_of_one_and_what_is_killed_goes_on_alone(
