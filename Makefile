@@ -44,6 +44,7 @@ bench: setup
 	$(BIN)/python tests/benchmarks/extract_memory.py --json
 	$(BIN)/python tests/benchmarks/store.py --json
 	$(BIN)/python tests/benchmarks/large_store.py --json
+	$(BIN)/python tests/benchmarks/step.py --json
 	$(BIN)/python tests/benchmarks/data_wait.py --json
 
 lint: setup

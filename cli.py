@@ -191,6 +191,7 @@ def train(
         bool | None, typer.Option("--train-embeddings/--no-train-embeddings", help="Embeddings of its own; vLLM.")
     ] = None,
     init_from: Annotated[str | None, typer.Option(help="Exported draft to start from.")] = None,
+    loss: Annotated[str | None, typer.Option(help="cross_entropy, or one of those in docs/drafts.md.")] = None,
     ttt_steps: Annotated[int | None, typer.Option(help="Unrolled training steps, K.")] = None,
     draft_vocab_size: Annotated[int | None, typer.Option(help="Tokens the draft can propose.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
@@ -226,6 +227,7 @@ def train(
         "train_embeddings": train_embeddings,
         "init_from": init_from,
         "boundaries": integers("--boundaries", boundaries),
+        "loss": loss,
         "ttt_steps": ttt_steps,
         "draft_vocab_size": draft_vocab_size,
         "epochs": epochs,

@@ -38,7 +38,7 @@ class TrainConfig(RunConfig):
     step_weights: tuple[float, ...] | None = None
     """Weights of the steps one by one, in place of ``step_decay``; normalised to a sum of 1."""
     loss: LossName = "cross_entropy"
-    """Of the draft's distribution against the target's; docs/training.md has the formulas."""
+    """Of the draft's distribution against the target's; docs/drafts.md has the formulas."""
     draft_vocab_size: int = Field(default=32_000, ge=1)
     """Tokens the draft can propose, the most frequent ones; at most the target's vocabulary."""
     intermediate_size: int | None = Field(default=None, ge=1)
