@@ -47,7 +47,7 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     script = SCRIPT.replace("HEAVY", repr(json.dumps(HEAVY)))
     arguments = json.dumps(["", *COMMANDS])
     result = subprocess.run(
-        [sys.executable, "-c", script, arguments], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script, arguments], capture_output=True, text=True, timeout=300, check=True
     )
     reported = [json.loads(line) for line in result.stdout.splitlines()]
     assert reported == [[command, 0, True, []] for command in ("", *COMMANDS)]
@@ -135,7 +135,7 @@ def test_interrupted_extraction_keeps_its_units_and_the_rerun_completes(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert stdout == ""
     assert "Traceback" not in stderr

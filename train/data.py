@@ -3,6 +3,7 @@
 Shapes: S sequences of all stores, V target vocabulary.
 """
 
+import atexit
 import gc
 from dataclasses import dataclass
 
@@ -117,7 +118,8 @@ def _run_plans(
     wanted = config.max_steps * batches_per_step if config.max_steps else None
     plans: list[BatchPlan] = []
     epoch = 0
-    # Of millions of small lists the collector would look through all, again and again, and find nothing.
+    # Of millions of small lists the collector would look through all, again and again, and find nothing: neither while
+    # they are made nor later.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -128,6 +130,8 @@ def _run_plans(
             plans += plan_epoch(lengths, shape, epoch_sequences[order])
             epoch += 1
     finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)
         if was_enabled:
             gc.enable()
     # What is left behind the last whole step is not trained on.

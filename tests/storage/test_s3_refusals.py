@@ -83,7 +83,7 @@ try:
 except SpecxError as error:
     print(error)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     assert result.stdout == ("s3://bucket/store: stores on S3 need obstore. Install it with `pip install specx[s3]`.\n")
 
 
@@ -101,7 +101,7 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    out, errors = start(program, f"{s3}/store").communicate(timeout=60)
+    out, errors = start(program, f"{s3}/store").communicate(timeout=300)
     assert "Start processes by spawn instead" in out, errors
 
 
@@ -114,7 +114,7 @@ from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 print(verify(FeatureStore.open({str(tmp_path / "store")!r})).sequences)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     assert result.stdout == "1\n"
 
 

@@ -251,7 +251,7 @@ def test_two_processes_racing_from_an_empty_directory_end_with_each_sequence_onc
         racer.stdin.write("\n")
         racer.stdin.flush()
     for racer in racers:
-        out, errors = racer.communicate(timeout=60)
+        out, errors = racer.communicate(timeout=300)
         assert racer.returncode == 0, errors
         results.append(int(out))
     assert sum(results) == 24
@@ -276,7 +276,7 @@ def test_a_killed_process_loses_the_unit_in_progress_and_no_other(
 ) -> None:
     path = tmp_path / "store"
     killed = start(KILLED, path)
-    _, errors = killed.communicate(timeout=60)
+    _, errors = killed.communicate(timeout=300)
     assert killed.returncode == -9, errors
     expect_exactly(path, 4)
     leftovers = verify(FeatureStore.open(path)).unreferenced
@@ -315,7 +315,7 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_committed(
     assert_same: Callable[..., None],
 ) -> None:
     path = tmp_path / "store"
-    out, errors = start(FULL, path, int(at_the_end)).communicate(timeout=60)
+    out, errors = start(FULL, path, int(at_the_end)).communicate(timeout=300)
     assert out, errors
     message = json.loads(out)
     assert message.startswith(f"{path}: file too large while writing. What was finished before is kept: free some")

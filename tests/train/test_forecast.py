@@ -13,7 +13,7 @@ from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
 from specx.train.forecast import forecast
 
-STEPS = 3
+STEPS = 2
 
 
 def settings(store: Path, out: Path, **changes: object) -> TrainConfig:

@@ -165,7 +165,7 @@ def test_interrupted_training_saves_its_step_and_the_rerun_goes_on_from_there(
         while process.poll() is None and len(loss_curve(out)) < 5:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        stderr = process.communicate(timeout=60)[1]
+        stderr = process.communicate(timeout=300)[1]
     assert process.returncode == 130, stderr
     saved = len(loss_curve(out))
     assert 5 <= saved < STEPS

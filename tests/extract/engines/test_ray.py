@@ -277,7 +277,7 @@ def test_an_interrupt_keeps_what_is_committed_and_leaves_no_process(tmp_path: Pa
         time.sleep(0.05)
     # As a terminal does: to all processes of the group.
     os.killpg(process.pid, signal.SIGINT)
-    _, printed = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 130, printed
     assert "interrupted" in printed
     assert "Traceback" not in printed

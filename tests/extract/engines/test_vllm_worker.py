@@ -45,7 +45,7 @@ time.sleep(60)
 def kept(below: str) -> str:
     environment = {**os.environ, "DRIVER": DRIVER, "BELOW": below, "WORKER": WORKER}
     process = subprocess.run(
-        [sys.executable, "-c", KEEPER], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", KEEPER], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert process.returncode == 0, (process.returncode, process.stderr)
     return process.stdout.strip()
@@ -70,4 +70,4 @@ def test_a_worker_that_the_driver_did_not_start_goes_on() -> None:
     finally:
         stranger.kill()
         stranger.wait()
-    assert worker.communicate(timeout=30)[0] == "went on\n"
+    assert worker.communicate(timeout=300)[0] == "went on\n"

@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 SGLANG_TOO = {"eagle3", "specdrift", "window", "full vocabulary", "two boundaries"}
 STEPS = {
-    "max_steps": 6,
+    "max_steps": 3,
     "batch_tokens": 1024,
     "draft_vocab_size": 1024,
     "lr": 3e-3,

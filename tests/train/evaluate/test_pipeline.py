@@ -35,7 +35,7 @@ def summaries(
     specx: Callable[..., subprocess.CompletedProcess[str]], target: Path, regen: Path, exported_draft: Path
 ) -> dict[str, Summary]:
     """The same prompts by both engines."""
-    options = ["--draft", exported_draft, "--target", target, "--data", regen / "dev.parquet", "--limit", "12"]
+    options = ["--draft", exported_draft, "--target", target, "--data", regen / "dev.parquet", "--limit", "8"]
     found = {}
     for engine in ("vllm", "transformers"):
         finished = specx("evaluate", *options, "--engine", engine, "--max-new-tokens", "64", "--json")
