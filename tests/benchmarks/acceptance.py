@@ -1,7 +1,7 @@
 """How long a draft of the tiny gpt-oss is accepted in vLLM, by the steps it was trained for.
 
-Extracts the 3000 answers of ``train.parquet``, trains for a few CPU-minutes, keeps the checkpoint now and then, and
-serves each in vLLM on ``dev.parquet`` with three drafted tokens: greedily, and the last one also at temperature 0.7.
+Extracts answers of ``train.parquet``, trains for a few CPU-minutes, keeps the checkpoint now and then, and serves each
+in vLLM on ``dev.parquet`` with three drafted tokens: greedily, and the last one also at temperature 0.7.
 
     python tests/benchmarks/acceptance.py --json
 """
@@ -80,7 +80,8 @@ def step_of(run: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--limit", type=int, default=1000, help="Answers to train on.")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--every", type=int, default=100, help="Steps between the checkpoints that are served.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -88,7 +89,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, run = Path(folder) / "store", Path(folder) / "run"
         data = str(DATA / "regen" / "train.parquet")
-        specx("extract", "--target", str(DATA / "tiny-gpt-oss"), "--data", data, "--store", str(store))
+        limit = ("--limit", str(arguments.limit))
+        specx("extract", "--target", str(DATA / "tiny-gpt-oss"), "--data", data, "--store", str(store), *limit)
         summary, cpu_seconds = train(store, run, arguments.steps, arguments.every, arguments.seed)
         kept = {step_of(each): each for each in Path(folder).glob("kept-[0-9]*") if (each / "checkpoints").is_dir()}
         curve = {step: accepted(each, 0.0) for step, each in sorted(kept.items())}
