@@ -1,8 +1,6 @@
 """``specx regenerate`` on the real engine: every prompt answered once, as it was served, whatever is killed.
 
 Shapes: T tokens of a prompt.
-
-80 prompts, or as many as SPECX_PROMPTS says: `make torture` has 200.
 """
 
 import json
@@ -29,7 +27,7 @@ from specx.extract.regenerate_config import RegenerateConfig
 from specx.extract.samples import Sample, SampleReader
 from specx.extract.target import open_target
 
-PROMPTS = int(os.environ.get("SPECX_PROMPTS", "80"))
+PROMPTS = 200
 NEW_TOKENS = 96
 ANSWERS_PER_PIECE = 16
 # A shell that runs the tests in the background has its children ignore ^C.
@@ -89,7 +87,7 @@ def recorded(regen: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path) -> dict[str, Any]:
-    """The prompts, the run killed twice and then interrupted: its output, and what was there after each end."""
+    """200 prompts, the run killed twice and then interrupted: its output, and what was there after each end."""
     out = tmp_path_factory.mktemp("killed") / "answers.parquet"
     settings = out.with_name("run.yaml")
     settings.write_text(f"answers_per_piece: {ANSWERS_PER_PIECE}\nmax_new_tokens: {NEW_TOKENS}\ntemperature: 0.7\n")
