@@ -3,7 +3,6 @@
 Shapes: S sequences of all stores, V target vocabulary.
 """
 
-import atexit
 import gc
 from dataclasses import dataclass
 
@@ -118,8 +117,7 @@ def _run_plans(
     wanted = config.max_steps * batches_per_step if config.max_steps else None
     plans: list[BatchPlan] = []
     epoch = 0
-    # Of millions of small lists the collector would look through all, again and again, and find nothing: neither while
-    # they are made nor later.
+    # The collector would look through millions of small lists again and again while they are made, and find nothing.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -130,8 +128,6 @@ def _run_plans(
             plans += plan_epoch(lengths, shape, epoch_sequences[order])
             epoch += 1
     finally:
-        gc.freeze()
-        atexit.register(gc.unfreeze)
         if was_enabled:
             gc.enable()
     # What is left behind the last whole step is not trained on.

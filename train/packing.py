@@ -22,8 +22,8 @@ class BatchShape:
 _MISSES = 16
 """Sequences that may fail to fit before a batch is closed."""
 
-BatchPlan = list[list[int]]
-"""A batch: for each row, numbers of sequences."""
+BatchPlan = tuple[tuple[int, ...], ...]
+"""A batch: for each row, numbers of sequences. Tuples of numbers are what the collector soon stops looking through."""
 
 
 def batch_shape(lengths: npt.NDArray[np.int64], batch_tokens: int) -> BatchShape:
@@ -56,7 +56,7 @@ def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, order: npt.NDA
     upcoming = deque(order.tolist())
     batches: list[BatchPlan] = []
     while upcoming:
-        rows: BatchPlan = []
+        rows: list[list[int]] = []
         room: list[int] = []
         # A full row is not looked at again, or many rows of few sequences would take for ever.
         free: list[int] = []
@@ -80,7 +80,7 @@ def plan_epoch(lengths: npt.NDArray[np.int64], shape: BatchShape, order: npt.NDA
                 rows.append([index])
                 room.append(left)
         upcoming.extendleft(reversed(waiting))
-        batches.append(rows)
+        batches.append(tuple(map(tuple, rows)))
     return batches
 
 
@@ -93,7 +93,7 @@ def of_rank_filled(plans: list[BatchPlan], rank: int, world_size: int) -> list[B
     """Return the batches of one of several processes, of all batches: who has one less gets one of padding."""
     share = plans[rank::world_size]
     is_short = len(share) < -(-len(plans) // world_size)
-    return [*share, [[]]] if is_short else share
+    return [*share, ((),)] if is_short else share
 
 
 def drawn(sequences: npt.NDArray[np.int64], weight: float, seed: tuple[int, int], epoch: int) -> npt.NDArray[np.int64]:
