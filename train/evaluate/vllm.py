@@ -123,7 +123,13 @@ def _generation(conversation: Conversation, completion: Any, seconds: float) -> 
 
 @contextmanager
 def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[Engine]:
-    """Load the target, and the draft. Raises TrainError without vLLM."""
+    """Load the target, and the draft. Raises TrainError without vLLM, and for sampling on a CPU."""
+    if task.temperature and not torch.cuda.is_available():
+        # Its expand kernel for temperatures fills a copy, and what is sampled from is left as it was in memory.
+        raise TrainError(
+            f"temperature: {task.temperature}; vLLM's CPU build samples after a draft at a temperature left to chance. "
+            "Use --temperature 0, or a GPU."
+        )
     speculative = {
         "method": vllm_method(json.loads((task.draft / CONFIG_FILE).read_text())),
         "model": str(task.draft),
