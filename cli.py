@@ -277,18 +277,33 @@ def export(
 @app.command()
 def evaluate(
     draft: Annotated[str | None, typer.Option(help="Directory that `specx export` wrote.")] = None,
-    target: Annotated[str | None, typer.Option(help="Local directory of the target.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Parquet or JSON-lines file of token ids.")] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm or transformers.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Local directory of the target; without it, an estimate from --store.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Parquet or JSON-lines file of token ids, conversations, prompts or MT-Bench questions."),
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Feature store whose held-out sequences are the prompts.")] = None,
+    split: Annotated[str | None, typer.Option(help="Sequences of the store: holdout or all.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm, transformers or server.")] = None,
+    url: Annotated[str | None, typer.Option(help="Server that drafts, for --engine server.")] = None,
+    baseline_url: Annotated[str | None, typer.Option(help="Server of the same target that does not draft.")] = None,
     num_speculative_tokens: Annotated[int | None, typer.Option(help="Tokens drafted per verification.")] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Conversations decoded at a time; may be repeated.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens generated per prompt.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens generated per turn.")] = None,
     limit: Annotated[int | None, typer.Option(help="Prompts to take of all data together.")] = None,
+    reasoning_effort: Annotated[str | None, typer.Option(help="Effort in rendered prompts.")] = None,
+    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD in rendered prompts.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    out: Annotated[str | None, typer.Option(help="Directory of the results; rerunning does what is missing.")] = None,
     config: RunFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a draft by real speculative decoding, against the target alone."""
+    """Measure a draft by real speculative decoding against the target alone, or estimate it from a store."""
     from .run_file import load_config
     from .train.evaluate.config import EvaluateConfig
 
@@ -296,12 +311,20 @@ def evaluate(
         "draft": draft,
         "target": target,
         "data": data or None,
+        "store": store,
+        "split": split,
         "engine": engine,
+        "url": url,
+        "baseline_url": baseline_url,
         "num_speculative_tokens": num_speculative_tokens,
+        "batch_sizes": batch_size or None,
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
         "limit": limit,
+        "reasoning_effort": reasoning_effort,
+        "date": date,
         "dtype": dtype,
+        "out": out,
     }
     settings = load_config(EvaluateConfig, config, options)
     from .train.evaluate.pipeline import run

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,11 +26,21 @@ def integers(option: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def show(summary: Any, as_json: bool) -> None:
-    """Print a summary as aligned lines, or as one JSON object on the last line."""
+    """Print a summary as aligned lines, rows as a table, or as one JSON object on the last line."""
     values = summary if isinstance(summary, Mapping) else dataclasses.asdict(summary)
     if as_json:
         print(json.dumps(values))
         return
     width = max(map(len, values))
     for key, value in values.items():
-        print(f"{key:<{width}}  {value}")
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            print(f"{key}\n{_aligned(value)}")
+        else:
+            print(f"{key:<{width}}  {value}")
+
+
+def _aligned(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same keys as a table."""
+    lines = [list(rows[0]), *(["-" if cell is None else str(cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)

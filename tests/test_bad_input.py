@@ -361,7 +361,7 @@ def test_evaluation_without_its_data_is_one_line(specx: Specx, target: Path, sma
 
 
 def test_evaluation_without_a_draft_or_with_other_data_is_refused(
-    target: Path, regen: Path, small_run: Path, tmp_path: Path, rows: Path
+    target: Path, small_run: Path, tmp_path: Path, rows: Path
 ) -> None:
     draft = tmp_path / "draft"
     assert f"{draft}: no readable config.json. Give --draft" in refusal(lambda: evaluate_on(draft, target, rows))
@@ -369,9 +369,10 @@ def test_evaluation_without_a_draft_or_with_other_data_is_refused(
     assert "--draft takes a draft that `specx export` wrote" in refusal(lambda: evaluate_on(target, target, rows))
     export(small_run, draft)
     assert "--target takes the target, not a draft" in refusal(lambda: evaluate_on(draft, draft, rows))
-    conversations = regen / "conversations.jsonl"
-    message = refusal(lambda: evaluate_on(draft, target, conversations))
-    assert f"{conversations}: no column input_ids among id, category, conversations, status" in message
+    other = write(tmp_path / "other.jsonl", [{"id": 1, "question": "Hello"}])
+    message = refusal(lambda: evaluate_on(draft, target, other))
+    assert message.startswith(f"{other}: no column of input_ids and loss_mask, messages")
+    assert message.endswith("among id, question.")
 
 
 @pytest.mark.parametrize(

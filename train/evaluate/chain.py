@@ -3,19 +3,17 @@
 Shapes: T tokens of one forward, L boundaries, H hidden size.
 """
 
-import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from ..exported import ExportedDraft, load_draft
+from ..exported import load_draft
 from .decoder import DraftDecoder
-from .prompts import Prompt
-from .result import Decoding, Generation
-from .task import DecodingTask
-
-_log = logging.getLogger(__name__)
+from .generation import Generation, Pass, tally_of, whole_pass
+from .task import Conversation, DecodingTask, Engine
 
 
 class CachedTarget:
@@ -51,52 +49,70 @@ class CachedTarget:
             self._cache.crop(-count)
 
 
-def decode(task: DecodingTask) -> tuple[Decoding, Decoding]:
-    """Decode greedily with the draft, then without; return both passes."""
-    model = AutoModelForCausalLM.from_pretrained(task.target, dtype=task.dtype, local_files_only=True)
-    model.requires_grad_(False)
-    exported = load_draft(task.draft, model.dtype)
-    passes = []
-    for count in (task.num_speculative_tokens, 0):
+class ChainEngine:
+    """Our own loop over a loaded target and draft, one conversation at a time."""
+
+    def __init__(self, task: DecodingTask, *, is_drafted: bool) -> None:
+        self._task = task
+        self._num_drafted = task.num_speculative_tokens if is_drafted else 0
+        self._model = AutoModelForCausalLM.from_pretrained(task.target, dtype=task.dtype, local_files_only=True)
+        self._model.requires_grad_(False)
+        self._exported = load_draft(task.draft, self._model.dtype)
+
+    def decode(self, batch_size: int) -> Pass:
+        """Decode all prompts greedily; ``batch_size`` is 1."""
+        assert batch_size == 1
         started = time.monotonic()
-        generations = [generate(model, exported, prompt, task, count) for prompt in task.prompts]
-        passes.append(Decoding(generations=generations, seconds=time.monotonic() - started))
-        _log.info("%d prompts decoded with %d drafted tokens a step", len(task.prompts), count)
-    return passes[0], passes[1]
+        generations = []
+        for number in range(len(self._task.prompts)):
+            conversation = Conversation(self._task, number)
+            is_going_on = conversation.new_tokens > 0
+            while is_going_on:
+                generations.append(self._generate(conversation))
+                is_going_on = conversation.advance(generations[-1].output_ids)
+        return whole_pass(generations, time.monotonic() - started)
+
+    def _generate(self, conversation: Conversation) -> Generation:
+        started = time.monotonic()
+        model, exported, ids = self._model, self._exported, conversation.ids
+        target = CachedTarget(model, exported.draft.spec.boundaries)
+        decoder = DraftDecoder(
+            exported,
+            model.get_input_embeddings().get_parameter("weight"),
+            model.get_parameter("lm_head.weight"),
+        )
+        following, features = target.forward(ids)
+        output = [following[-1]]
+        if self._num_drafted:
+            decoder.extend([*ids[1:], output[-1]], features)
+        accepted: list[int] = []
+        stop_ids = self._task.stop_ids
+        longest = min(conversation.new_tokens, self._task.max_length - self._num_drafted - len(ids))
+        while len(output) < longest and output[-1] not in stop_ids:
+            proposed = decoder.propose(self._num_drafted) if self._num_drafted else []
+            following, features = target.forward([output[-1], *proposed])
+            count = 0
+            while count < len(proposed) and proposed[count] == following[count]:
+                count += 1
+            target.forget_last(len(proposed) - count)
+            emitted = following[: count + 1]
+            if self._num_drafted:
+                decoder.extend(emitted, features[: count + 1])
+                accepted.append(count)
+            stop = next((i + 1 for i, token in enumerate(emitted) if token in stop_ids), len(emitted))
+            output += emitted[:stop]
+        return Generation(
+            prompt=conversation.number,
+            turn=conversation.turn,
+            prompt_length=len(ids),
+            output_ids=output[: conversation.new_tokens],
+            accepted=accepted if self._num_drafted else None,
+            tally=tally_of(accepted) if self._num_drafted else None,
+            seconds=time.monotonic() - started,
+        )
 
 
-def generate(
-    model: PreTrainedModel, exported: ExportedDraft, prompt: Prompt, task: DecodingTask, num_drafted: int
-) -> Generation:
-    """Decode one prompt greedily with ``num_drafted`` tokens a step; 0 is the target alone."""
-    target = CachedTarget(model, exported.draft.spec.boundaries)
-    decoder = DraftDecoder(
-        exported,
-        model.get_input_embeddings().get_parameter("weight"),
-        model.get_parameter("lm_head.weight"),
-    )
-    following, features = target.forward(prompt.ids)
-    output = [following[-1]]
-    if num_drafted:
-        decoder.extend([*prompt.ids[1:], output[-1]], features)
-    accepted: list[int] = []
-    longest = min(task.max_new_tokens, model.config.max_position_embeddings - num_drafted - len(prompt.ids))
-    while len(output) < longest and output[-1] not in task.stop_ids:
-        proposed = decoder.propose(num_drafted) if num_drafted else []
-        following, features = target.forward([output[-1], *proposed])
-        count = 0
-        while count < len(proposed) and proposed[count] == following[count]:
-            count += 1
-        target.forget_last(len(proposed) - count)
-        emitted = following[: count + 1]
-        if num_drafted:
-            decoder.extend(emitted, features[: count + 1])
-            accepted.append(count)
-        stop = next((i + 1 for i, token in enumerate(emitted) if token in task.stop_ids), len(emitted))
-        output += emitted[:stop]
-    return Generation(
-        prompt_length=len(prompt.ids),
-        category=prompt.category,
-        output_ids=output[: task.max_new_tokens],
-        accepted=accepted,
-    )
+@contextmanager
+def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[Engine]:
+    """Load the target, and the draft."""
+    yield ChainEngine(task, is_drafted=is_drafted)

@@ -8,6 +8,9 @@ import gc
 import json
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ import torch
 from ..contract import CONFIG_FILE
 from ..errors import TrainError
 from ..forms import vllm_method
-from .result import Decoding, Generation
-from .task import DecodingTask
+from .generation import Generation, Pass, tally_of, whole_pass
+from .task import Conversation, DecodingTask, Engine
 
 # Read by vLLM when it is imported. Its log must not mix with the summary on stdout.
 _ENVIRONMENT = {
@@ -26,16 +29,6 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
-
-
-def decode(task: DecodingTask) -> tuple[Decoding, Decoding]:
-    """Decode with the draft, then without; return both passes. Raises TrainError without vLLM."""
-    speculative = {
-        "method": vllm_method(json.loads((task.draft / CONFIG_FILE).read_text())),
-        "model": str(task.draft),
-        "num_speculative_tokens": task.num_speculative_tokens,
-    }
-    return _decode(task, speculative), _decode(task, None)
 
 
 def load_engine(target: Path, dtype: str, speculative: dict[str, Any] | None) -> Any:
@@ -62,33 +55,90 @@ def load_engine(target: Path, dtype: str, speculative: dict[str, Any] | None) ->
     )
 
 
-def _decode(task: DecodingTask, speculative: dict[str, Any] | None) -> Decoding:
-    engine = load_engine(task.target, task.dtype, speculative)
-    from vllm import SamplingParams
+class VllmEngine:
+    """One vLLM engine, fed with no more conversations at a time than asked for."""
 
-    sampling = SamplingParams(
-        max_tokens=task.max_new_tokens,
-        temperature=task.temperature,
-        stop_token_ids=sorted(task.stop_ids),
-        detokenize=False,
-    )
-    inputs = [{"prompt_token_ids": prompt.ids} for prompt in task.prompts]
-    started = time.monotonic()
-    outputs = engine.generate(inputs, sampling)
-    seconds = time.monotonic() - started
-    generations = []
-    for prompt, request in zip(task.prompts, outputs, strict=True):
-        completion = request.outputs[0]
-        counters = completion.spec_decode_metrics
-        generations.append(
-            Generation(
-                prompt_length=len(prompt.ids),
-                category=prompt.category,
-                output_ids=list(completion.token_ids),
-                accepted=list(counters.per_step_accepted) if counters else [],
-            )
+    def __init__(self, llm: Any, task: DecodingTask) -> None:
+        self._engine = llm.llm_engine
+        self._task = task
+        self._passes = 0
+
+    def decode(self, batch_size: int) -> Pass:
+        """Decode all prompts, ``batch_size`` conversations at a time."""
+        waiting = deque(
+            each
+            for number in range(len(self._task.prompts))
+            if (each := Conversation(self._task, number)).new_tokens > 0
         )
-    # The engine's process ends with its object; the next one needs the memory.
-    del engine
-    gc.collect()
-    return Decoding(generations=generations, seconds=seconds)
+        running: dict[str, tuple[Conversation, float]] = {}
+        generations: list[Generation] = []
+        self._passes += 1
+        started = time.monotonic()
+        while waiting or running:
+            while waiting and len(running) < batch_size:
+                self._add(waiting.popleft(), running)
+            for request in self._engine.step():
+                if not request.finished:
+                    continue
+                conversation, begun = running.pop(request.request_id)
+                generation = _generation(conversation, request.outputs[0], time.monotonic() - begun)
+                generations.append(generation)
+                if conversation.advance(generation.output_ids):
+                    self._add(conversation, running)
+        return whole_pass(generations, time.monotonic() - started)
+
+    def close(self) -> None:
+        """End the engine's process."""
+        self._engine.engine_core.shutdown()
+
+    def _add(self, conversation: Conversation, running: dict[str, tuple[Conversation, float]]) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        name = f"{self._passes}-{conversation.number}-{conversation.turn}"
+        sampling = SamplingParams(
+            max_tokens=conversation.new_tokens,
+            temperature=self._task.temperature,
+            stop_token_ids=sorted(self._task.stop_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        running[name] = (conversation, time.monotonic())
+        self._engine.add_request(name, {"prompt_token_ids": conversation.ids}, sampling)
+
+
+def _generation(conversation: Conversation, completion: Any, seconds: float) -> Generation:
+    counters = completion.spec_decode_metrics
+    accepted = list(counters.per_step_accepted) if counters else None
+    return Generation(
+        prompt=conversation.number,
+        turn=conversation.turn,
+        prompt_length=len(conversation.ids),
+        output_ids=list(completion.token_ids),
+        accepted=accepted,
+        tally=None if accepted is None else tally_of(accepted),
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[Engine]:
+    """Load the target, and the draft. Raises TrainError without vLLM, and for sampling on a CPU."""
+    if task.temperature and not torch.cuda.is_available():
+        # Its expand kernel for temperatures fills a copy, and what is sampled from is left as it was in memory.
+        raise TrainError(
+            f"temperature: {task.temperature}; vLLM's CPU build samples after a draft at a temperature left to chance. "
+            "Use --temperature 0, or a GPU."
+        )
+    speculative = {
+        "method": vllm_method(json.loads((task.draft / CONFIG_FILE).read_text())),
+        "model": str(task.draft),
+        "num_speculative_tokens": task.num_speculative_tokens,
+    }
+    engine = VllmEngine(load_engine(task.target, task.dtype, speculative if is_drafted else None), task)
+    try:
+        yield engine
+    finally:
+        # The engine's process ends with its object; the next one needs the memory.
+        engine.close()
+        gc.collect()
