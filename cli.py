@@ -309,6 +309,20 @@ def evaluate(
     show(run(settings), as_json)
 
 
+@app.command("rope-check")
+def rope_check(
+    target: Annotated[str, typer.Option(help="Local directory of the target; its config is enough.")],
+    draft: Annotated[str, typer.Option(help="Exported draft, or directory of a run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare the rotary angles of a draft, as trained and as vLLM and SGLang build them, with the target's."""
+    from .train.rope_check import check_rope, require_equal
+
+    check = check_rope(target, draft)
+    show(check if as_json else check.shown(), as_json)
+    require_equal(check, draft)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"specx {__version__}")

@@ -16,7 +16,18 @@ from specx.storage.verify import verify
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 
-COMMANDS = ("extract", "train", "export", "evaluate", "store", "store info", "store verify", "store plan", "regenerate")
+COMMANDS = (
+    "extract",
+    "train",
+    "export",
+    "evaluate",
+    "store",
+    "store info",
+    "store verify",
+    "store plan",
+    "regenerate",
+    "rope-check",
+)
 HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm")
 SCRIPT = """
 import io, json, sys
