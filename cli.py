@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs.
 
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -321,6 +322,21 @@ def rope_check(
     check = check_rope(target, draft)
     show(check if as_json else check.shown(), as_json)
     require_equal(check, draft)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[str], typer.Argument(metavar="RUN|STORE...", help="Directories of runs, and stores.")],
+    out: Annotated[str, typer.Option(help="HTML file to write; one that is there is replaced.")],
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="What `specx evaluate --json` printed; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw runs, one over the other, and stores in one HTML file that needs no network."""
+    from .report.report import report as write_report
+
+    show(write_report(paths, out, evaluation or ()), as_json)
 
 
 def _version(wanted: bool) -> None:

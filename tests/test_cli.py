@@ -27,8 +27,9 @@ COMMANDS = (
     "store plan",
     "regenerate",
     "rope-check",
+    "report",
 )
-HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm")
+HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm", "plotly")
 SCRIPT = """
 import io, json, sys
 from contextlib import redirect_stdout
