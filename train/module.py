@@ -17,6 +17,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from .batch import PADDING, Batch
 from .checkpoint import rewind
 from .config import TrainConfig
+from .data import FeatureData
 from .eagle1 import Eagle1Draft, evaluate_eagle1
 from .errors import NotFiniteError
 from .exported import new_draft
@@ -65,6 +66,7 @@ class DraftModule(LightningModule):
         self._validation: list[StepCounts] | None = None
         self._step = _StepSums()
         self._clock = 0.0
+        self._last_pace = _Pace()
 
     def forward(
         self, batch: Batch, labels: torch.Tensor | None = None, *, with_metrics: bool = True
@@ -108,6 +110,7 @@ class DraftModule(LightningModule):
         """Start the clock."""
         self._step = _StepSums()
         self._clock = time.monotonic()
+        self._last_pace = self._pace()
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return what a batch adds to the loss of its optimizer step."""
@@ -146,7 +149,10 @@ class DraftModule(LightningModule):
         if self._is_logged:
             values = metrics(self._summed_counts(sums.counts)) | {"loss": loss}
             self.last_metrics = values
-            self._log({f"train/{name}": value for name, value in values.items()} | {"lr": rate, "gradient_norm": norm})
+            named = {f"train/{name}": value for name, value in values.items()}
+            pace = self._pace()
+            self._log(named | {"lr": rate, "gradient_norm": norm} | pace.since(self._last_pace))
+            self._last_pace = pace
 
     @property
     def _is_logged(self) -> bool:
@@ -244,6 +250,15 @@ class DraftModule(LightningModule):
             return model.clip_grad_norm_(largest)
         return torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
 
+    def _pace(self) -> "_Pace":
+        """Return how far this session is; time of validation is left out."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return _Pace(
+            tokens=self.tokens_trained,
+            seconds=self.session_seconds + time.monotonic() - self._clock,
+            wait_s=data.loader.wait_s if isinstance(data, FeatureData) and data.loader is not None else 0.0,
+        )
+
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over all processes."""
         if self.trainer.world_size == 1:
@@ -262,6 +277,24 @@ class DraftModule(LightningModule):
     def _log(self, named: dict[str, float]) -> None:
         for logger in self.loggers:
             logger.log_metrics(named, step=self.global_step + 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pace:
+    """What a session has done at one moment."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    wait_s: float = 0.0
+    """For batches, in this process."""
+
+    def since(self, before: "_Pace") -> dict[str, float]:
+        """Return the speed since an earlier moment."""
+        seconds = max(self.seconds - before.seconds, 1e-9)
+        return {
+            "tokens_per_s": (self.tokens - before.tokens) / seconds,
+            "data_wait_fraction": (self.wait_s - before.wait_s) / seconds,
+        }
 
 
 class _StepSums:

@@ -1,0 +1,1 @@
+"""Pictures of stores and runs in one HTML file that needs no network."""
