@@ -13,6 +13,20 @@ from .errors import ReportError
 _LENGTH = Axis(title="tokens per verification", starts_at_zero=True)
 
 
+class Row(BaseModel):
+    """One batch size and category."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_size: int
+    category: str
+    requests: int
+    baseline_tokens_per_s: float | None
+    tokens_per_s: float
+    acceptance_length: float | None
+    delta_percent: float | None
+
+
 class Evaluation(BaseModel):
     """What one evaluation came to; further keys are left alone."""
 
@@ -22,11 +36,13 @@ class Evaluation(BaseModel):
     per_position: tuple[float, ...]
     by_category: dict[str, float]
     by_context: dict[str, float]
-    lossless: bool | None
-    tokens_per_s: float
-    baseline_tokens_per_s: float
-    requests: int
     verifications: int
+    # An estimate from a store decodes nothing, and has none of these.
+    lossless: bool | None = None
+    tokens_per_s: float | None = None
+    baseline_tokens_per_s: float | None = None
+    requests: int | None = None
+    table: tuple[Row, ...] = ()
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -42,12 +58,13 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def evaluation_section(named: Sequence[tuple[str, Evaluation]]) -> Section:
     """Draw evaluations, each in a colour of its own where there are several."""
-    head = ["Evaluation", "Acceptance length", "Tokens a second", "Without draft", "Speed-up", "Output", "Requests"]
+    heads = ("Acceptance length", "Tokens a second", "Without draft", "Speed-up", "Output", "Requests")
+    first = named[0][1]
     return Section(
         title="Speculative decoding",
         lead="As measured by specx evaluate; the bonus token is counted.",
-        figures=dict(zip(head[1:], _cells(named[0][1]), strict=True)) if len(named) == 1 else {},
-        table=[head, *([name, *_cells(evaluation)] for name, evaluation in named)] if len(named) > 1 else (),
+        figures=dict(zip(heads, _cells(first), strict=True)) if len(named) == 1 else {},
+        table=_by_batch_size(first) if len(named) == 1 else _compared(heads, named),
         charts=[
             _chart(
                 named,
@@ -74,17 +91,46 @@ def evaluation_section(named: Sequence[tuple[str, Evaluation]]) -> Section:
     )
 
 
+def _compared(heads: Sequence[str], named: Sequence[tuple[str, Evaluation]]) -> list[list[str]]:
+    return [["Evaluation", *heads], *([name, *_cells(evaluation)] for name, evaluation in named)]
+
+
+def _by_batch_size(evaluation: Evaluation) -> list[list[str]]:
+    if not evaluation.table:
+        return []
+    head = ["Category", "Batch size", "Requests", "Without draft", "Tokens a second", "Acceptance length", "Difference"]
+    return [
+        head,
+        *(
+            [
+                row.category or "(none)",
+                str(row.batch_size),
+                f"{row.requests:,}",
+                _text(row.baseline_tokens_per_s, ",.0f"),
+                _text(row.tokens_per_s, ",.0f"),
+                _text(row.acceptance_length, ".3f"),
+                _text(row.delta_percent, "+.0f", " %"),
+            ]
+            for row in evaluation.table
+        ),
+    ]
+
+
 def _cells(evaluation: Evaluation) -> list[str]:
-    output = {True: "the target's own", False: "differs", None: "sampled"}[evaluation.lossless]
-    faster = evaluation.tokens_per_s / max(evaluation.baseline_tokens_per_s, 1e-9)
+    output = {True: "the target's own", False: "differs", None: "not compared"}[evaluation.lossless]
+    rate, alone = evaluation.tokens_per_s, evaluation.baseline_tokens_per_s
     return [
         f"{evaluation.acceptance_length:.3f}",
-        f"{evaluation.tokens_per_s:,.0f}",
-        f"{evaluation.baseline_tokens_per_s:,.0f}",
-        f"{faster:.2f} times",
-        output,
-        f"{evaluation.requests:,}",
+        _text(rate, ",.0f"),
+        _text(alone, ",.0f"),
+        _text(rate / alone if rate and alone else None, ".2f", " times"),
+        "estimated" if rate is None else output,
+        _text(evaluation.requests, ","),
     ]
+
+
+def _text(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def _chart(

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from specx.report.evaluation import read_evaluation
 from specx.report.page import page
 from specx.report.report import report
 from specx.report.runs import read_run
+from specx.train.evaluate.config import EvaluateConfig
+from specx.train.evaluate.pipeline import run as evaluate
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 Figure = dict[str, Any]
@@ -96,6 +99,27 @@ def test_an_evaluation_is_drawn_by_position_category_and_context(reports: dict[s
     category = found["Acceptance length by category"]["data"][0]["x"][1]
     assert category == "&lt;b&gt;speech&lt;/b&gt; with a name t…"
     assert "<dt>Speed-up</dt><dd>1.41 times</dd>" in reports["all"].read_text()
+
+
+def test_one_evaluation_has_its_table_by_batch_size(reports: dict[str, Path]) -> None:
+    text = reports["all"].read_text()
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr><td>all</td>.*?</tr>", text)]
+    assert cells == [
+        ["all", "8", "40", "184", "259", "2.940", "+41 %"],
+        ["all", "64", "40", "-", "1,259", "-", "-"],
+    ]
+
+
+def test_an_estimate_is_drawn_beside_a_measurement(
+    tmp_path: Path, tiny_store: Path, exported_draft: Path, trained_run: Path, evaluation: Path
+) -> None:
+    pytest.importorskip("plotly")
+    estimated = evaluate(EvaluateConfig(draft=str(exported_draft), store=str(tiny_store), split="all", limit=10))
+    (tmp_path / "estimate.json").write_text(json.dumps(asdict(estimated)))
+    report([str(trained_run)], tmp_path / "report.html", [evaluation, tmp_path / "estimate.json"])
+    text = (tmp_path / "report.html").read_text()
+    cells = re.findall(r"<td>(.*?)</td>", re.findall(r"<tr><td>estimate</td>.*?</tr>", text)[0])
+    assert cells == ["estimate", f"{estimated.acceptance_length:.3f}", "-", "-", "-", "estimated", "-"]
 
 
 def test_a_run_that_goes_on_is_drawn_as_far_as_it_is(tmp_path: Path, trained_run: Path) -> None:
