@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 DATA = Path(__file__).parent / "data"
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -52,15 +54,37 @@ def specx() -> Specx:
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Make a directory in the first test process that needs it; the others wait for it and share it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def make(name: str, build: Callable[[Path], object]) -> Path:
+        path = shared / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                begun = path.with_suffix(".begun")
+                shutil.rmtree(begun, ignore_errors=True)
+                build(begun)
+                begun.rename(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_store(made_once: MadeOnce, target: Path, regen: Path) -> Path:
     """A store of the first 120 answers in three parts; copy it before changing it."""
     from specx.extract.config import ExtractConfig
     from specx.extract.pipeline import run
 
-    store = tmp_path_factory.mktemp("store") / "tiny"
     data = (str(regen / "train.parquet"),)
-    run(ExtractConfig(target=str(target), data=data, store=str(store), limit=120, tokens_per_part=10_000))
-    return store
+
+    def build(store: Path) -> None:
+        run(ExtractConfig(target=str(target), data=data, store=str(store), limit=120, tokens_per_part=10_000))
+
+    return made_once("store/tiny", build)
 
 
 @pytest.fixture
@@ -70,28 +94,25 @@ def store_copy(tmp_path: Path, tiny_store: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
-    """A run of 60 steps on ``tiny_store``, in float32."""
+def trained_run(made_once: MadeOnce, tiny_store: Path) -> Path:
+    """A run of 60 steps on ``tiny_store``, in float32; copy it before changing it."""
     from specx.train.config import TrainConfig
     from specx.train.pipeline import run
 
-    out = tmp_path_factory.mktemp("run") / "eagle3"
-    run(
-        TrainConfig(
-            store=str(tiny_store), out=str(out), max_steps=60, batch_tokens=2048, draft_vocab_size=1024, lr=3e-3
-        )
-    )
-    return out
+    settings = {"max_steps": 60, "batch_tokens": 2048, "draft_vocab_size": 1024, "lr": 3e-3}
+
+    def build(out: Path) -> None:
+        run(TrainConfig.model_validate({"store": str(tiny_store), "out": str(out)} | settings))
+
+    return made_once("run/eagle3", build)
 
 
 @pytest.fixture(scope="session")
-def exported_draft(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
+def exported_draft(made_once: MadeOnce, trained_run: Path) -> Path:
     """The draft of ``trained_run`` as exported."""
     from specx.train.export import export
 
-    out = tmp_path_factory.mktemp("draft") / "eagle3"
-    export(trained_run, out)
-    return out
+    return made_once("draft/eagle3", lambda out: export(trained_run, out))
 
 
 class Faults:

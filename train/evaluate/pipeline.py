@@ -30,11 +30,12 @@ _FREE = {"out", "url", "baseline_url", "batch_sizes", "data", "store", "target",
 def run(config: EvaluateConfig) -> EvaluateSummary | EstimateSummary:
     """Return how the draft does; raise SpecxError."""
     draft = Path(config.draft)
-    _model_config(draft, "--draft", is_draft=True)
     if config.target is None:
+        _model_config(draft, "--draft", is_draft=True)
         return estimate(config)
     target = Path(config.target)
     model = _model_config(target, "--target", is_draft=False)
+    _model_config(draft, "--draft", is_draft=True)
     prompts = read_prompts(config)
     if wrong := [index for prompt in prompts for index in prompt.ids if not 0 <= index < model["vocab_size"]]:
         raise TrainError(

@@ -7,7 +7,7 @@ prompt, text           one user message, or a list of messages
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,7 @@ def read_prompts(config: EvaluateConfig, template: ChatTemplate | None = None) -
             )
     if config.store is not None:
         remaining = None if config.limit is None else config.limit - len(prompts)
-        prompts += _stored(config.store, chosen_sequences(FeatureReader(FeatureStore.open(config.store)), config))[
-            :remaining
-        ]
+        prompts += _stored(FeatureReader(FeatureStore.open(config.store)), config)[:remaining]
     if not prompts:
         raise TrainError(f"{', '.join(config.data)}: no prompts, expected rows with {_EXPECTED}.")
     return prompts
@@ -100,11 +98,10 @@ def chosen_sequences(reader: FeatureReader, config: EvaluateConfig) -> list[int]
     return found
 
 
-def _stored(store: str, sequences: Sequence[int]) -> list[Prompt]:
-    reader = FeatureReader(FeatureStore.open(store))
+def _stored(reader: FeatureReader, config: EvaluateConfig) -> list[Prompt]:
     catalogue = reader.catalogue
     prompts = []
-    for sequence in sequences:
+    for sequence in chosen_sequences(reader, config):
         length = int(catalogue.length[sequence])
         ids, mask = np.zeros(length, np.int32), np.zeros(length, np.uint8)
         reader.read(sequence, "input_ids", ids)

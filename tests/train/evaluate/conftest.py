@@ -1,5 +1,6 @@
 """The same prompts decoded by both engines of our own, once: questions in two turns, and recorded token ids."""
 
+import functools
 import json
 import subprocess
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ...conftest import MadeOnce
 
 MAX_NEW_TOKENS = 48
 QUESTIONS = [
@@ -18,15 +21,17 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="session")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def questions(made_once: MadeOnce) -> Path:
     """A file of questions in two turns, of the shape of MT-Bench."""
-    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
-    rows = [
-        {"question_id": 81 + number, "category": category, "turns": turns}
-        for number, (category, *turns) in enumerate(QUESTIONS)
-    ]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
+
+    def build(path: Path) -> None:
+        rows = [
+            {"question_id": 81 + number, "category": category, "turns": turns}
+            for number, (category, *turns) in enumerate(QUESTIONS)
+        ]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    return made_once("questions.jsonl", build)
 
 
 @pytest.fixture(scope="session")
@@ -38,19 +43,18 @@ def decoding_options(target: Path, regen: Path, questions: Path, exported_draft:
 
 @pytest.fixture(scope="session")
 def results(
-    tmp_path_factory: pytest.TempPathFactory,
-    specx: Callable[..., subprocess.CompletedProcess[str]],
-    decoding_options: list[str],
+    made_once: MadeOnce, specx: Callable[..., subprocess.CompletedProcess[str]], decoding_options: list[str]
 ) -> dict[str, Path]:
     """The ``--out`` of each engine."""
-    folder = tmp_path_factory.mktemp("results")
     sizes = {"vllm": ["--batch-size", "1", "--batch-size", "8"], "transformers": []}
-    for engine, batch_sizes in sizes.items():
-        options = [*decoding_options, "--engine", engine, *batch_sizes, "--out", str(folder / engine)]
+
+    def build(out: Path, engine: str) -> None:
+        options = [*decoding_options, "--engine", engine, *sizes[engine], "--out", str(out)]
         finished = specx("evaluate", *options, "--json")
         assert finished.returncode == 0, finished.stderr[-3000:]
-        (folder / engine / "stdout").write_text(finished.stdout)
-    return {engine: folder / engine for engine in sizes}
+        (out / "stdout").write_text(finished.stdout)
+
+    return {engine: made_once(f"results/{engine}", functools.partial(build, engine=engine)) for engine in sizes}
 
 
 @pytest.fixture(scope="session")

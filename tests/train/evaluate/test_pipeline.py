@@ -72,7 +72,8 @@ def test_batch_sizes_are_measured_apart_and_accept_alike(summaries: dict[str, Su
     for row in rows.values():
         assert row["requests"] == 18
         found = 100 * (row["tokens_per_s"] / row["baseline_tokens_per_s"] - 1)
-        assert row["delta_percent"] == pytest.approx(found, abs=0.1)
+        # Of rates that were not rounded yet.
+        assert row["delta_percent"] == pytest.approx(found, abs=0.5)
     assert {row["category"] for row in summaries["vllm"]["table"]} >= {"all", "greeting", "history", "story"}
 
 
