@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.storage.hashing import sequence_id
+from specx.storage.reader import FeatureReader
 from specx.storage.schema import DatasetInfo, Origin, SequenceFeatures, TargetIdentity
 from specx.storage.store import FeatureStore
+from specx.storage.verify import verify
 from specx.storage.writer import FeatureWriter
 
 INFO = DatasetInfo(
@@ -114,3 +117,27 @@ def start() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def expect_exactly() -> Callable[[str, int], None]:
+    """Check that a store is sound and holds sequences 0 to ``n - 1``, each once, bit for bit."""
+
+    def check(url: str, n: int) -> None:
+        store = FeatureStore.open(url)
+        assert verify(store).problems == []
+        names = [bytes(row) for row in store.catalogue().ids]
+        expected = [sequence(i) for i in range(n)]
+        assert sorted(names) == sorted(sequence_id(features.input_ids) for features in expected)
+        reader = FeatureReader(store)
+        for features in expected:
+            assert_same(reader.features(names.index(sequence_id(features.input_ids))), features)
+
+    return check
+
+
+@pytest.fixture
+def local_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary directories are made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path

@@ -1,7 +1,5 @@
 """A store on S3, over a network that loses requests and answers: nothing lost, nothing twice, no wrong byte."""
 
-import gc
-import json
 import subprocess
 import threading
 from collections.abc import Callable
@@ -11,64 +9,24 @@ from typing import Any
 import numpy as np
 import obstore
 import pytest
-from obstore.store import S3Store
 
-from specx.storage.errors import StoreCorruptError, StoreError
-from specx.storage.hashing import sequence_id
+from specx.storage.errors import StoreError
 from specx.storage.reader import FeatureReader
 from specx.storage.rejects import RejectLog, read_rejects
 from specx.storage.retry import Retry
-from specx.storage.s3 import S3Place
 from specx.storage.schema import DatasetInfo, Origin, Reject, SequenceFeatures
 from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
 from specx.storage.verify import verify
 from specx.storage.writer import FeatureWriter
 
+from .objects import bucket, keys, place
+
 Fill = Callable[..., FeatureStore]
 Sequence = Callable[[int], SequenceFeatures]
 OriginOf = Callable[[int], Origin]
 ExpectExactly = Callable[[str, int], None]
 Start = Callable[..., subprocess.Popen[str]]
-
-QUICK = Retry(pause_s=0.001)
-
-
-def place(url: str, **settings: Any) -> S3Place:
-    return S3Place(url, **({"retry": QUICK} | settings))
-
-
-def bucket(s3: str) -> S3Store:
-    """The whole bucket, past our own code."""
-    return S3Store(s3.removeprefix("s3://"), client_options={"allow_http": True})
-
-
-def keys(s3: str) -> list[str]:
-    return sorted(each["path"] for each in obstore.list(bucket(s3)).collect())
-
-
-@pytest.fixture
-def expect_exactly(sequence: Sequence, assert_same: Callable[..., None]) -> ExpectExactly:
-    """Check that a store is sound and holds sequences 0 to ``n - 1``, each once, bit for bit."""
-
-    def check(url: str, n: int) -> None:
-        store = FeatureStore.open(url)
-        assert verify(store).problems == []
-        names = [bytes(row) for row in store.catalogue().ids]
-        expected = [sequence(i) for i in range(n)]
-        assert sorted(names) == sorted(sequence_id(features.input_ids) for features in expected)
-        reader = FeatureReader(store)
-        for features in expected:
-            assert_same(reader.features(names.index(sequence_id(features.input_ids))), features)
-
-    return check
-
-
-@pytest.fixture
-def local_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary directories are made."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path
 
 
 @pytest.mark.parametrize("codec", ["lossless", "none"])
@@ -283,137 +241,6 @@ def test_a_server_that_puts_off_its_answer_is_asked_again(s3: str, s3_faults: An
     assert s3_faults.lost == 1
 
 
-def a_key(store: FeatureStore, name: str) -> str:
-    """The whole key of an object of the first part."""
-    prefix = store.root.split("/", 3)[3]
-    return f"{prefix}/{store.part_key(store.records[0])}/{name}"
-
-
-@pytest.mark.parametrize("kept", [None, 0, -1], ids=["deleted", "emptied", "cut"])
-@pytest.mark.parametrize("name", ["aux_hidden/c/0/0/0", "lse/zarr.json"])
-def test_a_missing_or_truncated_object_is_refused_on_read_and_found_by_verify(
-    s3: str, fill: Fill, name: str, kept: int | None
-) -> None:
-    store = fill(f"{s3}/store", 4, tokens_per_part=100)
-    key = a_key(store, name)
-    content = bytes(obstore.get(bucket(s3), key).bytes())
-    if kept is None:
-        obstore.delete(bucket(s3), key)
-    else:
-        obstore.put(bucket(s3), key, content[:kept])
-    found = "missing" if kept is None else f"{len(content[:kept])} bytes"
-    message = (
-        f"{s3}/{key}: {found}, the commit record says {len(content)} bytes. Delete {s3}/store/commits/u000000.json"
-    )
-    reader = FeatureReader(FeatureStore.open(f"{s3}/store"))
-    with pytest.raises(StoreCorruptError) as caught:
-        reader.features(0)
-    assert str(caught.value).startswith(message)
-    (problem,) = verify(FeatureStore.open(f"{s3}/store")).problems
-    assert problem.startswith(message)
-
-
-@pytest.mark.parametrize("name", ["aux_hidden/c/0/0/0", "lse/zarr.json"])
-def test_a_changed_byte_is_never_read_as_a_value_and_is_told_by_its_url(s3: str, fill: Fill, name: str) -> None:
-    store = fill(f"{s3}/store", 2, tokens_per_part=10_000)
-    key = a_key(store, name)
-    content = bytearray(obstore.get(bucket(s3), key).bytes())
-    content[10] ^= 1
-    obstore.put(bucket(s3), key, bytes(content))
-    with pytest.raises(StoreCorruptError, match=f"^{s3}/{key}: "):
-        FeatureReader(FeatureStore.open(f"{s3}/store")).features(0)
-    (problem,) = verify(FeatureStore.open(f"{s3}/store")).problems
-    assert problem.startswith(f"{s3}/{key}: ")
-
-
-def test_an_object_that_vanishes_while_it_is_fetched_is_one_line(s3: str, fill: Fill) -> None:
-    store = fill(f"{s3}/store", 1, tokens_per_part=50)
-    sizes = store.place.sizes(store.part_key(store.records[0])) | {"lse/c/9": 100}
-    tree = store.part_key(store.records[0])
-    with pytest.raises(StoreCorruptError, match=r"lse/c/9: missing"), store.place.local_tree(tree, sizes):
-        pass
-
-
-@pytest.mark.parametrize("part", ["../outside.zarr", "/outside.zarr"])
-def test_a_part_outside_the_store_is_refused(s3: str, fill: Fill, part: str) -> None:
-    store = fill(f"{s3}/store", 1, tokens_per_part=50)
-    forged = store.records[0].model_copy(update={"part": part}).sealed()
-    obstore.put(bucket(s3), "store/commits/u000000.json", forged.to_bytes())
-    with pytest.raises(StoreCorruptError, match="expected one inside the store"):
-        FeatureReader(FeatureStore.open(f"{s3}/store")).features(0)
-
-
-def test_parts_give_way_on_the_local_disk_and_come_back(
-    s3: str, local_directory: Path, fill: Fill, sequence: Sequence, assert_same: Callable[..., None]
-) -> None:
-    store = fill(f"{s3}/store", 8, tokens_per_part=100)
-    largest = max(sum(one.size for one in record.objects) for record in store.records.values())
-    del store
-    gc.collect()
-    reader = FeatureReader(FeatureStore.open(place(f"{s3}/store", cache_bytes=2 * largest)))
-    for i in np.random.default_rng(0).integers(0, 8, 40).tolist():
-        assert_same(reader.features(i), sequence(i))
-        held = sum(path.stat().st_size for path in local_directory.rglob("*") if path.is_file())
-        assert held <= 2 * largest
-
-
-def test_nothing_stays_on_the_local_disk(
-    s3: str, local_directory: Path, info: DatasetInfo, fill: Fill, sequence: Sequence, origin: OriginOf
-) -> None:
-    def files() -> list[Path]:
-        return [path for path in local_directory.rglob("*") if path.is_file()]
-
-    store = fill(f"{s3}/store", 4, tokens_per_part=100)
-    assert files() == []
-    assert verify(store).problems == []
-    assert files() == []
-    FeatureReader(store).features(0)
-    assert files() != []
-    with FeatureWriter(store, tokens_per_part=10_000) as writer:
-        writer.add(sequence(9), origin(9))
-        assert [path for path in files() if "written" in path.parts]
-        writer.discard()
-    assert not [path for path in files() if "written" in path.parts]
-    del store, writer
-    gc.collect()
-    assert list(local_directory.iterdir()) == []
-
-
-def test_a_process_that_ends_leaves_no_temporary_directory(s3: str, tmp_path: Path, start: Start, fill: Fill) -> None:
-    fill(f"{s3}/store", 2, tokens_per_part=100)
-    program = """
-import tempfile
-tempfile.tempdir = sys.argv[2]
-from specx.storage.reader import FeatureReader
-reader = FeatureReader(made["FeatureStore"].open(sys.argv[1]))
-print(len(reader.features(0).lse), len(list(made["Path"](sys.argv[2]).iterdir())))
-"""
-    out, errors = start(program, f"{s3}/store", tmp_path).communicate(timeout=300)
-    assert out.split()[1:] == ["1"], errors
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_local_disk_is_one_clear_line(s3: str, start: Start, expect_exactly: ExpectExactly) -> None:
-    program = """
-import json, resource
-from specx.storage.errors import StoreFullError
-store = made["FeatureStore"].create(sys.argv[1], made["INFO"])
-resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-try:
-    with made["FeatureWriter"](store, tokens_per_part=50) as writer:
-        writer.add(made["sequence"](0), made["origin"](0))
-        writer.commit()
-        writer.add(made["make_features"](2000, 2), made["origin"](2))
-except StoreFullError as error:
-    print(json.dumps(str(error)))
-"""
-    out, errors = start(program, f"{s3}/store").communicate(timeout=300)
-    assert out, errors
-    assert "What was finished before is kept: free some space there, or set TMPDIR" in json.loads(out)
-    expect_exactly(f"{s3}/store", 1)
-    assert verify(FeatureStore.open(f"{s3}/store")).unreferenced == []
-
-
 def test_the_target_is_whole_once_it_is_there(s3: str, info: DatasetInfo) -> None:
     store = FeatureStore.create(f"{s3}/store", info)
 
@@ -451,19 +278,6 @@ def test_rejects_and_summary_are_those_of_a_local_store(s3: str, tmp_path: Path,
     assert summaries[1].pop("store") == f"{s3}/store"
     assert summaries[0] == summaries[1]
     assert summaries[0]["rejected"] == 7
-
-
-def test_the_command_line_shows_and_verifies_it(
-    s3: str, fill: Fill, specx: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    store = fill(f"{s3}/store", 3, tokens_per_part=100)
-    shown = specx("store", "info", f"{s3}/store", "--json")
-    assert json.loads(shown.stdout.splitlines()[-1])["sequences"] == 3, shown.stderr
-    assert specx("store", "verify", f"{s3}/store").returncode == 0
-    obstore.delete(bucket(s3), a_key(store, "lse/c/0"))
-    damaged = specx("store", "verify", f"{s3}/store")
-    assert damaged.returncode == 1
-    assert f"specx: {s3}/store: 1 damaged: {s3}/{a_key(store, 'lse/c/0')}: missing" in damaged.stderr
 
 
 def test_a_writer_works_in_a_thread_that_did_not_make_it(

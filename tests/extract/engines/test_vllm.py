@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from specx.extract.config import ExtractConfig
-from specx.extract.engines import EngineError
 from specx.extract.pipeline import dataset_info, run
 from specx.extract.target import open_target
 from specx.storage.reader import FeatureReader
@@ -382,21 +381,3 @@ def test_requests_that_cannot_be_what_vllm_was_given_are_refused_in_one_line(roo
 
 def test_model_without_a_head_is_named_with_the_version_of_vllm(roomy: Job) -> None:
     assert roomy.told["complaints"]["no head"].startswith("vLLM 0.32.0: its SimpleNamespace has no compute_logits")
-
-
-def test_without_vllm_its_install_is_told(
-    target: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    config = ExtractConfig(target=str(target), data=(str(rows),), store=str(tmp_path / "store"), engine="vllm")
-    with pytest.raises(EngineError, match=r"vllm cannot be imported .* `pip install specx\[vllm\]`"):
-        run(config)
-
-
-def test_pipeline_stages_are_refused_and_tensor_parallel_named(target: Path, rows: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    config = ExtractConfig(target=str(target), data=(str(rows),), store=str(store), engine="vllm", pipeline_parallel=2)
-    with pytest.raises(
-        EngineError, match=r"--pipeline-parallel 2: vLLM takes .* one pipeline stage only. Use --tensor"
-    ):
-        run(config)
