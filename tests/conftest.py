@@ -26,6 +26,16 @@ from filelock import FileLock
 
 DATA = Path(__file__).parent / "data"
 
+# A shell that runs the tests in the background has its children ignore ^C.
+_PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from specx.cli import main
+main()
+"""
+SPECX = [sys.executable, "-c", _PROGRAM]
+"""The command line as the beginning of a command."""
+
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
@@ -47,7 +57,7 @@ def specx() -> Specx:
     """Run the command line in a process of its own and return what it printed."""
 
     def run(*arguments: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from specx.cli import main; main()", *map(str, arguments)]
+        command = [*SPECX, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

@@ -14,6 +14,8 @@ from specx.extract.pipeline import run
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
+from .conftest import SPECX
+
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 
 COMMANDS = (
@@ -45,8 +47,6 @@ for command in json.loads(sys.argv[1]):
     loaded = [name for name in json.loads(HEAVY) if name in sys.modules]
     print(json.dumps([command, code, "Usage" in out.getvalue(), loaded]))
 """
-# A shell that runs the tests in the background has its children ignore ^C.
-INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
@@ -136,7 +136,7 @@ def test_interrupted_extraction_keeps_its_units_and_the_rerun_completes(
     (tmp_path / "run.yaml").write_text("tokens_per_part: 1000\n")
     process = subprocess.Popen(
         [
-            sys.executable, "-c", INTERRUPTIBLE + "from specx.cli import main; main()", "extract",
+            *SPECX, "extract",
             "--target", target, "--data", regen / "train.parquet", "--store", store,
             "--limit", str(rows), "--config", tmp_path / "run.yaml",
         ],

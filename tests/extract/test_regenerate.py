@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,12 +29,12 @@ from specx.extract.regenerate_config import RegenerateConfig
 from specx.extract.samples import Sample, SampleReader
 from specx.extract.target import open_target
 
+from ..conftest import SPECX
+
 KILLS = int(os.environ.get("SPECX_REGENERATE_KILLS", "1"))
 PROMPTS = 80 + 60 * KILLS
 NEW_TOKENS = 96
 ANSWERS_PER_PIECE = 16
-# A shell that runs the tests in the background has its children ignore ^C.
-SPECX = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom specx.cli import main; main()"
 COLUMNS = [
     "id",
     "category",
@@ -52,8 +51,7 @@ COLUMNS = [
 
 
 def command(target: Path, data: Path, out: Path, *options: str) -> list[str]:
-    specx = [sys.executable, "-c", SPECX, "regenerate", "--json"]
-    return [*specx, "--target", str(target), "--data", str(data), "--out", str(out), *options]
+    return [*SPECX, "regenerate", "--json", "--target", str(target), "--data", str(data), "--out", str(out), *options]
 
 
 def pieces(out: Path) -> list[Path]:

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
 from specx.train.export import export
 from specx.train.pipeline import run
+
+from ..conftest import SPECX
 
 STEPS = 40
 
@@ -160,7 +161,7 @@ def test_interrupted_training_saves_its_step_and_the_rerun_goes_on_from_there(
     out, run_file = tmp_path / "run", tmp_path / "run.yaml"
     config = settings(tiny_store, out, checkpoint_every=1000)
     run_file.write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
-    command = [sys.executable, "-c", "from specx.cli import main; main()", "train", "--config", str(run_file)]
+    command = [*SPECX, "train", "--config", str(run_file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and len(loss_curve(out)) < 5:
             time.sleep(0.02)

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,8 @@ from specx.train.labels import Vocabulary
 from specx.train.objective import Objective, StepCounts, count_labels, evaluate, step_weights, total_loss
 from specx.train.pipeline import open_corpus, run
 from specx.train.run import RunDirectory
+
+from ..conftest import SPECX
 
 STEPS = 16
 Curve = Callable[..., dict[int, float]]
@@ -53,7 +54,7 @@ def settings(store: Path, out: Path, **changes: object) -> TrainConfig:
 def start(config: TrainConfig, run_file: Path) -> subprocess.Popen[str]:
     """Run the command line in a process group of its own."""
     run_file.write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
-    command = [sys.executable, "-c", "from specx.cli import main; main()", "train", "--config", str(run_file), "--json"]
+    command = [*SPECX, "train", "--config", str(run_file), "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

@@ -32,6 +32,8 @@ from specx.storage.rejects import read_rejects
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
+from ...conftest import SPECX
+
 ROWS = 150
 BAD_ROWS = 3
 TOKEN, ROWS_WITH_TOKEN = 563, 6
@@ -150,7 +152,7 @@ def extract(target: Path, data: Path, store: str | Path, folder: Path, *options:
     # What killed workers leave in the temporary directory goes with the test's; Ray's own must have a short name.
     environment = {**os.environ, "TMPDIR": str(folder), "RAY_TMPDIR": tempfile.gettempdir()}
     given = ["--target", target, "--data", data, "--store", store, "--workers", "2", "--config", run_file, *options]
-    command = [sys.executable, "-c", "from specx.cli import main; main()", "extract", *map(str, given)]
+    command = [*SPECX, "extract", *map(str, given)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
@@ -270,7 +272,6 @@ def test_several_workers_without_ray_are_refused_in_one_line(
 
 def test_an_interrupt_keeps_what_is_committed_and_leaves_no_process(tmp_path: Path, target: Path, regen: Path) -> None:
     store = tmp_path / "store"
-    # All of it, so that much is left to do however late the interrupt comes.
     process = extract(target, regen / "train.parquet", store, tmp_path)
     while len(list(store.glob("commits/u*.json"))) < 2:
         assert process.poll() is None

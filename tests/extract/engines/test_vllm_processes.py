@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,8 @@ from specx.extract.pipeline import ExtractSummary, run
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
+from ...conftest import SPECX
+
 ROWS = 60
 DUPLICATES = 7
 SETTINGS = {
@@ -26,8 +27,6 @@ SETTINGS = {
     # So slow that much is left to do when the first unit is committed.
     "engine_options": {"max_num_batched_tokens": 64, "max_num_seqs": 4},
 }
-# A shell that runs the tests in the background has its children ignore ^C.
-SPECX = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom specx.cli import main; main()"
 
 Start = Callable[[Path], subprocess.Popen[str]]
 
@@ -43,7 +42,7 @@ def start(target: Path, regen: Path, tmp_path: Path) -> Iterator[Start]:
 
     def begin(store: Path) -> subprocess.Popen[str]:
         options = ["--target", target, "--data", data, "--store", store, "--config", run_file, "--json"]
-        command = [sys.executable, "-c", SPECX, "extract", *options]
+        command = [*SPECX, "extract", *options]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
         begun.append(process)
