@@ -15,12 +15,12 @@ class ChildError(RuntimeError):
 
 
 class Child:
-    """One project's process. ``imported_s`` is how long it took to be ready."""
+    """One project's process. ``imported_s`` is how long it took to be ready, once it is."""
 
     def __init__(self, name: str, python: Path, log: Path, environment: dict[str, str]) -> None:
         self.name = name
         self._log = log
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         with log.open("a") as errors:
             self._process = subprocess.Popen(
                 [str(python), str(HERE / f"run_{name}.py")],
@@ -31,8 +31,13 @@ class Child:
                 bufsize=1,
                 env=environment | {"PYTHONPATH": str(HERE.parent)},
             )
+        self.imported_s = 0.0
+
+    def ready(self) -> Self:
+        """Wait until everything is imported."""
         self._answer()
-        self.imported_s = time.perf_counter() - started
+        self.imported_s = time.perf_counter() - self._started
+        return self
 
     def __call__(self, call: str, **arguments: object) -> Any:
         """Ask, and wait for the answer. Raises ChildError if the process ends instead."""

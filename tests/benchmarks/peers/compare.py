@@ -23,13 +23,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from child import Child
+import numpy as np
+from child import Child, ChildError
 from environments import PEERS, create
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from report import print_report
-from sequences import make_pool, wide_length
+from sequences import load_pool, make_pool, wide_length, wide_sequence
 
 BLOCK = 20
 """Sequences that one writes before it is another's turn."""
@@ -40,7 +41,7 @@ VARIANTS = {
     "modelopt": ("bf16",),
     "automodel": ("bf16 top-128",),
 }
-WAYS = {"ours": ("plain", "metrics"), "specforge": ("plain", "compact")}
+WAYS = {"ours": ("plain", "metrics")}
 """Ways to take a step; one, ``plain``, if none are named."""
 CASES = [(dtype, is_half) for dtype in ("float32", "bfloat16") for is_half in (False, True)]
 WORKERS = (0, 2)
@@ -71,41 +72,49 @@ class Comparison:
         }
 
     @contextmanager
-    def children(self, **environment: str) -> Iterator[dict[str, Child]]:
-        """Give a process of each, for as long as the block lasts."""
+    def running(self) -> Iterator[None]:
+        """Keep a process of each, for as long as the block lasts."""
         with ExitStack() as stack:
-            yield {name: stack.enter_context(self._child(name, environment)) for name in self._pythons}
+            started = {name: stack.enter_context(self._child(name)) for name in self._pythons}
+            self._children: dict[str, Child] = {}
+            for name, child in started.items():
+                try:
+                    self._children[name] = child.ready()
+                except ChildError as error:
+                    self.missing[name] = str(error)
+                    del self._pythons[name]
+            yield
 
-    def _child(self, name: str, environment: dict[str, str]) -> Child:
+    def _child(self, name: str, **environment: str) -> Child:
         log = self._workspace / f"{name}.log"
         return Child(name, self._pythons[name], log, self._environment | environment)
 
     def versions(self) -> dict[str, dict[str, str]]:
-        with self.children() as children:
-            return {name: child("about") for name, child in children.items()}
+        return {name: child("about") for name, child in self._children.items()}
 
     def write(self, count: int) -> dict[str, dict[str, Any]]:
         """Write every variant; return bytes a token, error, and the seconds of each block."""
         make_pool(self._workspace)
+        pool = load_pool(self._workspace)
         seconds: Seconds = {}
         errors: dict[str, float] = {}
-        with self.children() as children:
-            for first in range(0, count, BLOCK):
-                stop = min(first + BLOCK, count)
-                for name, variant in self._variants():
-                    found = children[name](
-                        "write",
-                        workspace=str(self._workspace),
-                        variant=variant,
-                        first=first,
-                        stop=stop,
-                        is_last=stop == count,
-                    )
-                    seconds.setdefault(f"{name} {variant}", []).append(found)
-                progress("write", stop, count)
-            packages = {name: child("about")["package"] for name, child in children.items()}
+        for first in range(0, count, BLOCK):
+            stop = min(first + BLOCK, count)
+            make_block(self._workspace, pool, range(first, stop))
             for name, variant in self._variants():
-                errors[f"{name} {variant}"] = children[name]("error", variant=variant)
+                found = self._children[name](
+                    "write",
+                    workspace=str(self._workspace),
+                    variant=variant,
+                    first=first,
+                    stop=stop,
+                    is_last=stop == count,
+                )
+                seconds.setdefault(f"{name} {variant}", []).append(found)
+            progress("write", stop, count)
+        packages = {name: child("about")["package"] for name, child in self._children.items()}
+        for name, variant in self._variants():
+            errors[f"{name} {variant}"] = self._children[name]("error", variant=variant)
         tokens = sum(wide_length(number) for number in range(count))
         self.folders = {
             f"{name} {variant}": self._workspace / f"{packages[name]}-{variant}" for name, variant in self._variants()
@@ -123,59 +132,66 @@ class Comparison:
         """Read every variant once a round; return the processes that were best, and tokens a second by round."""
         best: dict[str, int] = {}
         rates: dict[str, list[float]] = {}
-        with self.children() as children:
 
-            def rate(name: str, variant: str, workers: int) -> float:
-                warm(self.folders[f"{name} {variant}"])
-                found = children[name]("read", workspace=str(self._workspace), variant=variant, workers=workers)
-                return float(found["tokens"] / found["seconds"])
+        def rate(name: str, variant: str, workers: int) -> float:
+            warm(self.folders[f"{name} {variant}"])
+            found = self._children[name]("read", workspace=str(self._workspace), variant=variant, workers=workers)
+            return float(found["tokens"] / found["seconds"])
 
+        for name, variant in self._variants():
+            tried = {workers: rate(name, variant, workers) for workers in ((0,) if name == "ours" else WORKERS)}
+            best[f"{name} {variant}"] = max(tried, key=lambda workers: tried[workers])
+            for workers in tried.keys() - {best[f"{name} {variant}"]}:
+                self._children[name]("forget", variant=variant, workers=workers)
+            progress(f"read {name} {variant}", 0, rounds)
+        for number in range(rounds):
             for name, variant in self._variants():
-                tried = {workers: rate(name, variant, workers) for workers in ((0,) if name == "ours" else WORKERS)}
-                best[f"{name} {variant}"] = max(tried, key=lambda workers: tried[workers])
-                for workers in tried.keys() - {best[f"{name} {variant}"]}:
-                    children[name]("forget", variant=variant, workers=workers)
-                progress(f"read {name} {variant}", 0, rounds)
-            for number in range(rounds):
-                for name, variant in self._variants():
-                    key = f"{name} {variant}"
-                    rates.setdefault(key, []).append(rate(name, variant, best[key]))
-                progress("read", number + 1, rounds)
+                key = f"{name} {variant}"
+                rates.setdefault(key, []).append(rate(name, variant, best[key]))
+            progress("read", number + 1, rounds)
         return {key: {"workers": best[key], "tokens_per_s": each} for key, each in rates.items()}
 
     def step(self, rounds: int) -> dict[str, Seconds]:
         """Take every step once a round, after a warm-up; return the seconds by case."""
         found: dict[str, Seconds] = {}
-        with self.children() as children:
-            for dtype, is_half in CASES:
-                seconds: Seconds = {}
-                for number in range(rounds + WARM_UP):
-                    for name, child in children.items():
-                        for way in WAYS.get(name, ("plain",)):
-                            taken = child("step", dtype=dtype, is_half=is_half, way=way)
-                            if number >= WARM_UP:
-                                seconds.setdefault(f"{name} {way}", []).append(taken)
-                    progress(f"step {dtype} {'half' if is_half else 'full'}", number + 1, rounds + WARM_UP)
-                found[f"{dtype} {'half' if is_half else 'full'}"] = seconds
+        for dtype, is_half in CASES:
+            seconds: Seconds = {}
+            for number in range(rounds + WARM_UP):
+                for name, child in self._children.items():
+                    for way in WAYS.get(name, ("plain",)):
+                        taken = child("step", dtype=dtype, is_half=is_half, way=way)
+                        if number >= WARM_UP:
+                            seconds.setdefault(f"{name} {way}", []).append(taken)
+                progress(f"step {dtype} {'half' if is_half else 'full'}", number + 1, rounds + WARM_UP)
+            found[f"{dtype} {'half' if is_half else 'full'}"] = seconds
         return found
 
     def start(self, rounds: int, count: int) -> Seconds:
         """Start everybody anew each round; return seconds, and those that importing took."""
         folders = {name: self._workspace / f"small-{name}" for name in self._pythons}
         target = self._workspace / "target"
-        with self.children() as children:
-            for name, child in children.items():
-                child("write_small", folder=str(folders[name]), count=count)
-            children["ours"]("write_target", folder=str(target))
+        for name, child in self._children.items():
+            child("write_small", folder=str(folders[name]), count=count)
+        self._children["ours"]("write_target", folder=str(target))
         seconds: Seconds = {}
         for number in range(rounds):
             for name in self._pythons:
                 # Compiling before a single step would be no gain.
-                with self._child(name, {"TORCHDYNAMO_DISABLE": "1"}) as child:
-                    found = child("start", folder=str(folders[name]), target=str(target))
+                with self._child(name, TORCHDYNAMO_DISABLE="1") as child:
+                    found = child.ready()("start", folder=str(folders[name]), target=str(target))
                     seconds.setdefault(name, []).append(found | {"imported_s": child.imported_s})
             progress("start", number + 1, rounds)
         return seconds
+
+
+def make_block(workspace: Path, pool: dict[str, Any], numbers: range) -> None:
+    """Lay out the sequences that everybody writes next, a file an array."""
+    shutil.rmtree(workspace / "block", ignore_errors=True)
+    for number in numbers:
+        folder = workspace / "block" / str(number)
+        folder.mkdir(parents=True)
+        for name, rows in wide_sequence(pool, number).items():
+            np.save(folder / f"{name}.npy", rows)
 
 
 def progress(what: str, done: int, of: int) -> None:
@@ -205,23 +221,24 @@ def processor() -> str:
 
 def compare(arguments: argparse.Namespace, workspace: Path) -> dict[str, Any]:
     comparison = Comparison(workspace)
-    result: dict[str, Any] = {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load": list(os.getloadavg()),
-        "versions": comparison.versions(),
-        "missing": comparison.missing,
-        "sequences": arguments.sequences,
-        "rounds": {"step": arguments.rounds, "read": arguments.read_rounds, "start": arguments.start_rounds},
-    }
-    if "step" in arguments.only:
-        result["step"] = comparison.step(arguments.rounds)
-    if "start" in arguments.only:
-        result["start"] = comparison.start(arguments.start_rounds, 200)
-    if "store" in arguments.only:
-        result["store"] = comparison.write(arguments.sequences)
-        for key, found in comparison.read(arguments.read_rounds).items():
-            result["store"][key] |= found
+    with comparison.running():
+        result: dict[str, Any] = {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "load": list(os.getloadavg()),
+            "versions": comparison.versions(),
+            "missing": comparison.missing,
+            "sequences": arguments.sequences,
+            "rounds": {"step": arguments.rounds, "read": arguments.read_rounds, "start": arguments.start_rounds},
+        }
+        if "step" in arguments.only:
+            result["step"] = comparison.step(arguments.rounds)
+        if "start" in arguments.only:
+            result["start"] = comparison.start(arguments.start_rounds, 200)
+        if "store" in arguments.only:
+            result["store"] = comparison.write(arguments.sequences)
+            for key, found in comparison.read(arguments.read_rounds).items():
+                result["store"][key] |= found
     return result
 
 

@@ -47,9 +47,9 @@ def new_draft(dtype: torch.dtype) -> LlamaForCausalLMEagle3:
     return draft.to(dtype)
 
 
-def new_strategy(draft: LlamaForCausalLMEagle3, head: TargetHead, way: str) -> Eagle3TrainStrategy:
+def new_strategy(draft: LlamaForCausalLMEagle3, head: TargetHead) -> Eagle3TrainStrategy:
     model = eagle3_model.OnlineEagle3Model(draft, length=shape.UNROLLED, attention_backend="sdpa")
-    return Eagle3TrainStrategy(model, target_head=head, compact_teacher=way == "compact")
+    return Eagle3TrainStrategy(model, target_head=head)
 
 
 class SpecForge(Candidate):
@@ -99,7 +99,7 @@ class SpecForge(Candidate):
         head.fc.weight.data.copy_(made.target_head)
         head.freeze_weights()
         draft = new_draft(shape.DTYPES[dtype])
-        strategy = new_strategy(draft, head.to(shape.DTYPES[dtype]), way)
+        strategy = new_strategy(draft, head.to(shape.DTYPES[dtype]))
         batch = TrainBatch(
             sample_ids=["0", "1"],
             strategy="eagle3",
@@ -118,7 +118,7 @@ class SpecForge(Candidate):
         loader = self.loader(folder, "small", 0, shape.ROWS, shape.LENGTH)
         draft = new_draft(torch.bfloat16)
         draft.load_embedding(str(target))
-        strategy = new_strategy(draft, TargetHead.from_pretrained(str(target)), "plain")
+        strategy = new_strategy(draft, TargetHead.from_pretrained(str(target)))
         optimize(draft, strategy.forward_loss(next(iter(loader))).loss)
 
 

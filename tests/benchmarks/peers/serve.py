@@ -17,12 +17,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
-from sequences import load_pool, small_sequence, wide_sequence
+from sequences import small_sequence
 from shape import THREADS, make_target
 
 BATCH_SEQUENCES = 4
 MAX_LENGTH = 2048
+
+
+def block_sequence(workspace: str, number: int) -> dict[str, Any]:
+    """Read a sequence of the block that is written now."""
+    return {path.stem: np.load(path) for path in (Path(workspace) / "block" / str(number)).iterdir()}
 
 
 class Stopwatch:
@@ -47,7 +53,6 @@ class Candidate(ABC):
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
-        self._pool: dict[str, Any] | None = None
         self._steps: dict[tuple[str, bool, str], Callable[[], None]] = {}
         self._loaders: dict[tuple[str, int], Any] = {}
 
@@ -62,12 +67,10 @@ class Candidate(ABC):
     # Writing.
 
     def write(self, workspace: str, variant: str, first: int, stop: int, is_last: bool) -> dict[str, float]:
-        """Write a block of the wide sequences; return seconds and processor seconds without the making."""
-        if self._pool is None:
-            self._pool = load_pool(Path(workspace))
+        """Write a block of sequences that lie ready; return seconds and processor seconds of writing alone."""
         folder = Path(workspace) / f"{self.package}-{variant}"
         folder.mkdir(exist_ok=True)
-        ready = [self.prepared(wide_sequence(self._pool, number), MAX_LENGTH) for number in range(first, stop)]
+        ready = [self.prepared(block_sequence(workspace, number), MAX_LENGTH) for number in range(first, stop)]
         with Stopwatch() as watch:
             self.add(folder, variant, first, ready)
             if is_last:
