@@ -63,7 +63,8 @@ class Comparison:
                 self.missing[peer.name] = error
             else:
                 self._pythons[peer.name] = peer.python
-        self._environment = os.environ | {
+        # Before anything here loads torch, which reads them once.
+        os.environ |= {
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             # Threads that wait for work must not take a core from whose turn it is.
@@ -87,7 +88,7 @@ class Comparison:
 
     def _child(self, name: str, **environment: str) -> Child:
         log = self._workspace / f"{name}.log"
-        return Child(name, self._pythons[name], log, self._environment | environment)
+        return Child(name, self._pythons[name], log, os.environ | environment)
 
     def versions(self) -> dict[str, dict[str, str]]:
         return {name: child("about") for name, child in self._children.items()}
@@ -178,7 +179,11 @@ class Comparison:
             for name in self._pythons:
                 # Compiling before a single step would be no gain.
                 with self._child(name, TORCHDYNAMO_DISABLE="1") as child:
-                    found = child.ready()("start", folder=str(folders[name]), target=str(target))
+                    try:
+                        found = child.ready()("start", folder=str(folders[name]), target=str(target))
+                    except ChildError as error:
+                        self.missing[f"{name}, first step"] = str(error)
+                        continue
                     seconds.setdefault(name, []).append(found | {"imported_s": child.imported_s})
             progress("start", number + 1, rounds)
         return seconds

@@ -82,7 +82,8 @@ def make_target(folder: Path) -> None:
     from transformers import LlamaConfig
 
     torch.manual_seed(0)
-    LlamaConfig(**LLAMA, num_hidden_layers=LAYERS, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    config = LlamaConfig(**LLAMA, num_hidden_layers=LAYERS, architectures=["LlamaForCausalLM"], dtype="bfloat16")
+    config.save_pretrained(folder)
     tensors = {
         "model.embed_tokens.weight": torch.randn(VOCABULARY, HIDDEN) / HIDDEN**0.5,
         "lm_head.weight": favourites(torch.randn(VOCABULARY, HIDDEN) / 10),
