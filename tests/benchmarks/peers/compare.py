@@ -130,14 +130,18 @@ class Comparison:
         return [(name, variant) for name in self._pythons for variant in VARIANTS[name]]
 
     def read(self, rounds: int) -> dict[str, dict[str, Any]]:
-        """Read every variant once a round; return the processes that were best, and tokens a second by round."""
+        """Read every variant once a round; return the processes that were best, and tokens a second by round.
+
+        The processor seconds are those of the reading process: none of its workers.
+        """
         best: dict[str, int] = {}
         rates: dict[str, list[float]] = {}
+        busy: dict[str, list[float]] = {}
 
-        def rate(name: str, variant: str, workers: int) -> float:
+        def rate(name: str, variant: str, workers: int) -> tuple[float, float]:
             warm(self.folders[f"{name} {variant}"])
             found = self._children[name]("read", workspace=str(self._workspace), variant=variant, workers=workers)
-            return float(found["tokens"] / found["seconds"])
+            return found["tokens"] / found["seconds"], found["tokens"] / found["cpu_s"]
 
         for name, variant in self._variants():
             tried = {workers: rate(name, variant, workers) for workers in ((0,) if name == "ours" else WORKERS)}
@@ -148,9 +152,14 @@ class Comparison:
         for number in range(rounds):
             for name, variant in self._variants():
                 key = f"{name} {variant}"
-                rates.setdefault(key, []).append(rate(name, variant, best[key]))
+                per_s, per_cpu_s = rate(name, variant, best[key])
+                rates.setdefault(key, []).append(per_s)
+                busy.setdefault(key, []).append(per_cpu_s)
             progress("read", number + 1, rounds)
-        return {key: {"workers": best[key], "tokens_per_s": each} for key, each in rates.items()}
+        return {
+            key: {"workers": best[key], "tokens_per_s": each, "tokens_per_cpu_s": busy[key]}
+            for key, each in rates.items()
+        }
 
     def step(self, rounds: int) -> dict[str, Seconds]:
         """Take every step once a round, after a warm-up; return the seconds by case."""

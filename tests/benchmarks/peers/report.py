@@ -70,7 +70,7 @@ def start_table(start: dict[str, Any]) -> Table:
 def store_table(store: dict[str, Any]) -> Table:
     table = Table(title="Store at hidden size 2880; lossless over theirs", title_justify="left")
     for each in ("project", "bytes a token", "error", "ours / theirs", "written, CPU s", "read, tokens/s", "processes",
-                 "lossless / theirs", "none / theirs"):  # fmt: skip
+                 "read, tokens/CPU s", "lossless / theirs", "none / theirs"):  # fmt: skip
         table.add_column(each)
     lossless = store["ours lossless"]
     for key, found in store.items():
@@ -82,6 +82,7 @@ def store_table(store: dict[str, Any]) -> Table:
             f"{sum(column(found['written'], 'cpu_s')):.1f}",
             shown(found["tokens_per_s"], 0),
             str(found["workers"]),
+            "" if found["workers"] else shown(found["tokens_per_cpu_s"], 0),
             shown(ratios(lossless["tokens_per_s"], found["tokens_per_s"])),
             shown(ratios(store["ours none"]["tokens_per_s"], found["tokens_per_s"])),
         )
@@ -142,7 +143,7 @@ def best_peer(seconds: dict[str, list[dict[str, float]]]) -> str:
 
 
 def print_report(result: dict[str, Any]) -> None:
-    console = Console(width=170)
+    console = Console(width=200)
     console.print(f"{result['processor']}, {result['cores']} cores, load {result['load'][0]:.1f} at the start")
     for name, found in result["versions"].items():
         console.print(f"{name:12} {found['version']:10} torch {found['torch']}, transformers {found['transformers']}")
