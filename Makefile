@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup browser demo test torture bench lint clean
+.PHONY: setup browser demo test torture bench bench-peers lint clean
 
 setup: .venv/installed
 
@@ -52,6 +52,10 @@ bench: setup
 	$(BIN)/python tests/benchmarks/large_store.py --json
 	$(BIN)/python tests/benchmarks/step.py --json
 	$(BIN)/python tests/benchmarks/data_wait.py --json
+
+# Each peer in an environment of its own under .peers/, made when first wanted: 6 GB, and 40 GB in /tmp while it runs.
+bench-peers: setup
+	$(BIN)/python tests/benchmarks/peers/compare.py
 
 lint: setup
 	$(BIN)/ruff format --check .

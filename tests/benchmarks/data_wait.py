@@ -19,8 +19,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-H, V, VD, K, LENGTH = 256, 8192, 2048, 3, 512
-TOP_K = 8
+from sequences import SMALL_DRAFT_V, SMALL_H, SMALL_K, SMALL_LENGTH, SMALL_V, small_sequence
+
+STEPS_UNROLLED = 3
 SERVER = """
 import sys
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -39,7 +40,6 @@ server.serve_forever()
 
 def make_store(url: str, sequences: int) -> None:
     """Write a store of made-up features of half-supervised sequences, and what training needs of a target."""
-    import numpy as np
     import torch
     from safetensors.torch import save_file
     from transformers import GptOssConfig
@@ -50,37 +50,27 @@ def make_store(url: str, sequences: int) -> None:
 
     identity = TargetIdentity(architecture="GptOssForCausalLM", config_hash="a" * 64, weights_hash="b" * 64)
     info = DatasetInfo(
-        target=identity, compute_dtype="bfloat16", boundaries=(1, 3, 5), hidden_size=H, vocab_size=V, top_k=TOP_K,
+        target=identity,
+        compute_dtype="bfloat16",
+        boundaries=(1, 3, 5),
+        hidden_size=SMALL_H,
+        vocab_size=SMALL_V,
+        top_k=SMALL_K,
         codec="lossless",
-    )  # fmt: skip
+    )
     store = FeatureStore.create(url, info)
     config = GptOssConfig(
-        hidden_size=H, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
-        intermediate_size=4 * H, vocab_size=V, num_local_experts=4, architectures=["GptOssForCausalLM"],
+        hidden_size=SMALL_H, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
+        intermediate_size=4 * SMALL_H, vocab_size=SMALL_V, num_local_experts=4, architectures=["GptOssForCausalLM"],
     )  # fmt: skip
-    random = np.random.default_rng(0)
     with store.new_target() as folder:
         config.save_pretrained(folder)
-        heads = {name: torch.randn(V, H) / H**0.5 for name in ("embed_tokens", "lm_head")}
+        heads = {name: torch.randn(SMALL_V, SMALL_H) / SMALL_H**0.5 for name in ("embed_tokens", "lm_head")}
         save_file(heads, folder / "head.safetensors")
-
-    def bits(*shape: int) -> Any:
-        return (random.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
     with FeatureWriter(store, tokens_per_part=24_576) as writer:
         for row in range(sequences):
-            loss_mask = (np.arange(LENGTH) >= LENGTH // 2).astype(np.uint8)
-            features = SequenceFeatures(
-                input_ids=random.integers(0, V, LENGTH, np.int32),
-                loss_mask=loss_mask,
-                aux_hidden=bits(LENGTH, 3, H),
-                last_hidden=bits(LENGTH, H),
-                topk_ids=random.integers(0, V, (LENGTH, TOP_K), np.uint32),
-                topk_logprob=random.standard_normal((LENGTH, TOP_K)).astype(np.float16),
-                lse=np.full(LENGTH, 9.5, np.float32),
-                argmax=random.integers(0, VD, LENGTH, np.int32),
-            )
-            writer.add(features, Origin(source="made up", row=row))
+            writer.add(SequenceFeatures(**small_sequence(row)), Origin(source="made up", row=row))
 
 
 def settings(store: str, out: Path, steps: int) -> dict[str, Any]:
@@ -88,9 +78,9 @@ def settings(store: str, out: Path, steps: int) -> dict[str, Any]:
         "store": store,
         "out": str(out),
         "max_steps": steps,
-        "batch_tokens": 2 * LENGTH,
-        "ttt_steps": K,
-        "draft_vocab_size": VD,
+        "batch_tokens": 2 * SMALL_LENGTH,
+        "ttt_steps": STEPS_UNROLLED,
+        "draft_vocab_size": SMALL_DRAFT_V,
         "holdout_fraction": 0.0,
         "checkpoint_every": 1_000_000,
         "log_every": 10,

@@ -110,7 +110,7 @@ class Step:
             lse=torch.full(shape, 9.0),
         )
 
-    def ours(self) -> None:
+    def ours(self, *, with_metrics: bool = False) -> None:
         objective = Objective(loss="cross_entropy", step_weights=self.weights)
         loss, _ = evaluate(
             self.draft,
@@ -119,7 +119,7 @@ class Step:
             self.vocabulary,
             objective,
             dtype=self.case.dtype,
-            with_metrics=False,
+            with_metrics=with_metrics,
         )
         self._backward(loss)
 

@@ -21,71 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sequences import H, K, V, load_pool, make_pool, wide_length, wide_sequence
 
-H, L, K, V = 2880, 3, 128, 2048
-DATA = Path(__file__).parents[1] / "data"
-LENGTHS = (200, 2048)
-POOL_TOKENS = 20_000
 BATCH = 4
-
-
-def make_pool(workspace: Path) -> None:
-    """Write the features of some real sequences, a file an array."""
-    from specx.extract.config import ExtractConfig
-    from specx.extract.pipeline import run
-    from specx.storage.reader import FeatureReader
-    from specx.storage.store import FeatureStore
-
-    store = workspace / "real"
-    run(
-        ExtractConfig(
-            target=str(DATA / "tiny-gpt-oss"),
-            data=(str(DATA / "regen" / "train.parquet"),),
-            store=str(store),
-            limit=120,
-            dtype="bfloat16",
-            engine="transformers",
-        )
-    )
-    reader = FeatureReader(FeatureStore.open(store))
-    arrays: dict[str, list[Any]] = {}
-    for sequence in range(len(reader.catalogue)):
-        for name, rows in reader.features(sequence).arrays().items():
-            arrays.setdefault(name, []).append(rows)
-    (workspace / "pool").mkdir()
-    for name, parts in arrays.items():
-        np.save(workspace / "pool" / f"{name}.npy", np.concatenate(parts)[:POOL_TOKENS])
+TOKENS_PER_PART = 24_576
 
 
 def sequences(workspace: Path, count: int) -> Iterator[Any]:
     """Yield made-up sequences of real values, the same each time."""
     from specx.storage.schema import SequenceFeatures
 
-    pool = {path.stem: np.load(path) for path in sorted((workspace / "pool").iterdir())}
-    tokens, width = len(pool["lse"]), pool["last_hidden"].shape[-1]
+    pool = load_pool(workspace)
     for number in range(count):
-        random = np.random.default_rng(number)
-        length = int(random.integers(LENGTHS[0], LENGTHS[1] + 1))
-        # Evenly apart, so that no codec finds the same token twice in what it sees at once.
-        segments = -(-H // width)
-        start = int(random.integers(tokens))
-        rows = [(start + tokens * k // segments + np.arange(length)) % tokens for k in range(segments)]
-
-        def wide(name: str, rows: list[Any] = rows) -> Any:
-            return np.concatenate([pool[name][each] for each in rows], axis=-1)[..., :H]
-
-        narrow = {name: pool[name][rows[0]] for name in pool if "hidden" not in name}
-        # Ids alone decide what a sequence is: these differ.
-        narrow["input_ids"] = random.integers(0, V, length).astype(np.int32)
-        yield SequenceFeatures(aux_hidden=wide("aux_hidden"), last_hidden=wide("last_hidden"), **narrow)
+        yield SequenceFeatures(**wide_sequence(pool, number))
 
 
-def write_store(workspace: Path, count: int, codec: str) -> dict[str, float]:
-    """Write a store; return its size, error, processor seconds beyond making the values, and peak memory."""
-    from specx.storage.schema import DatasetInfo, Origin, TargetIdentity
+def new_store(path: Path, codec: str) -> Any:
+    """Create an empty store for the sequences."""
+    from specx.storage.schema import DatasetInfo, TargetIdentity
     from specx.storage.store import FeatureStore
-    from specx.storage.summary import summary
-    from specx.storage.writer import FeatureWriter
 
     info = DatasetInfo(
         target=TargetIdentity(architecture="GptOssForCausalLM", config_hash="0" * 64, weights_hash="0" * 64),
@@ -96,9 +50,18 @@ def write_store(workspace: Path, count: int, codec: str) -> dict[str, float]:
         top_k=K,
         codec=codec,
     )
-    store = FeatureStore.create(workspace / codec, info)
+    return FeatureStore.create(path, info)
+
+
+def write_store(workspace: Path, count: int, codec: str) -> dict[str, float]:
+    """Write a store; return its size, error, processor seconds beyond making the values, and peak memory."""
+    from specx.storage.schema import Origin
+    from specx.storage.summary import summary
+    from specx.storage.writer import FeatureWriter
+
+    store = new_store(workspace / codec, codec)
     raw = cpu = 0.0
-    with FeatureWriter(store, tokens_per_part=24_576) as writer:
+    with FeatureWriter(store, tokens_per_part=TOKENS_PER_PART) as writer:
         for number, features in enumerate(sequences(workspace, count)):
             raw += sum(rows.nbytes for rows in features.arrays().values())
             started = time.process_time()
@@ -117,7 +80,7 @@ def write_store(workspace: Path, count: int, codec: str) -> dict[str, float]:
 
 def write_memmap(workspace: Path, count: int) -> dict[str, float]:
     """Write the raw bytes of every array into one file; return processor seconds a GB."""
-    total = sum(int(np.random.default_rng(n).integers(LENGTHS[0], LENGTHS[1] + 1)) for n in range(count))
+    total = sum(wide_length(number) for number in range(count))
     (workspace / "memmap").mkdir()
     maps: dict[str, Any] = {}
     raw = cpu = 0.0
@@ -180,7 +143,7 @@ def read_store(workspace: Path, count: int, codec: str) -> float:
 
 def read_memmap(workspace: Path, count: int) -> float:
     """Read the memory maps into batches of the same kind, fresh ones too; return seconds."""
-    lengths = [int(np.random.default_rng(n).integers(LENGTHS[0], LENGTHS[1] + 1)) for n in range(count)]
+    lengths = [wide_length(number) for number in range(count)]
     starts = np.cumsum([0, *lengths])
     maps = {name: np.load(workspace / "memmap" / f"{name}.npy", mmap_mode="r") for name in NAMES}
     started = time.perf_counter()
@@ -252,7 +215,7 @@ def main() -> None:
         memmap = in_own_process(write_memmap, workspace, count)
         written |= {codec: in_own_process(write_store, workspace, count, codec) for codec in ("lossless", "none")}
         in_own_process(write_safetensors, workspace, count)
-        lengths = [int(np.random.default_rng(n).integers(LENGTHS[0], LENGTHS[1] + 1)) for n in range(count)]
+        lengths = [wide_length(number) for number in range(count)]
         readers: dict[str, tuple[Any, ...]] = {
             "memmap": (read_memmap, workspace, count),
             "none": (read_store, workspace, count, "none"),

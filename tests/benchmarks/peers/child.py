@@ -1,0 +1,68 @@
+"""The other end of ``serve.py``: a project in a process of its own, asked by name."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+HERE = Path(__file__).parent
+
+
+class ChildError(RuntimeError):
+    """A project could not do what it was asked; the text is the last of what it printed."""
+
+
+class Child:
+    """One project's process. ``imported_s`` is how long it took to be ready, once it is."""
+
+    def __init__(self, name: str, python: Path, log: Path, environment: dict[str, str]) -> None:
+        self.name = name
+        self._log = log
+        self._started = time.perf_counter()
+        with log.open("a") as errors:
+            self._process = subprocess.Popen(
+                [str(python), str(HERE / f"run_{name}.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                bufsize=1,
+                env=environment | {"PYTHONPATH": str(HERE.parent)},
+            )
+        self.imported_s = 0.0
+
+    def ready(self) -> Self:
+        """Wait until everything is imported."""
+        self._answer()
+        self.imported_s = time.perf_counter() - self._started
+        return self
+
+    def __call__(self, call: str, **arguments: object) -> Any:
+        """Ask, and wait for the answer. Raises ChildError if the process ends instead."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"call": call, "arguments": arguments}) + "\n")
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        self._process.wait()
+        raise ChildError(f"{self.name}: {self._log.read_text().strip().splitlines()[-1]}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,280 @@
+"""specx beside the other trainers of EAGLE-3 drafts, each in its own environment, in one interleaved run.
+
+store   the same 200 sequences, 200 to 2048 tokens at hidden size 2880, three boundaries and the last hidden state,
+        written in blocks that take turns, and read in random order to batches
+step    forward, loss and backward at hidden size 256, two rows of 512 tokens, 3 unrolled steps
+start   from a finished store of 200 sequences of 512 tokens at hidden size 256 to the end of the first optimizer step
+
+Every project is a process that lives through a measurement, and each round asks all of them once. A ratio is the
+median of those of the rounds, ours over theirs, with the least and the largest beside it.
+
+    python tests/benchmarks/peers/compare.py --json
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from child import Child, ChildError
+from environments import PEERS, create
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from report import print_report
+from sequences import load_pool, make_pool, wide_length, wide_sequence
+
+BLOCK = 20
+"""Sequences that one writes before it is another's turn."""
+VARIANTS = {
+    "ours": ("lossless", "int8", "none"),
+    "speculators": ("bf16", "fp8"),
+    "specforge": ("bf16",),
+    "modelopt": ("bf16",),
+    "automodel": ("bf16 top-128",),
+}
+WAYS = {"ours": ("plain", "metrics")}
+"""Ways to take a step; one, ``plain``, if none are named."""
+CASES = [(dtype, is_half) for dtype in ("float32", "bfloat16") for is_half in (False, True)]
+WORKERS = (0, 2)
+WARM_UP = 2
+Seconds = dict[str, list[dict[str, float]]]
+
+
+class Comparison:
+    """All that can be compared on this machine."""
+
+    def __init__(self, workspace: Path) -> None:
+        self._workspace = workspace
+        self.missing: dict[str, str] = {}
+        """What pip said of an environment that could not be made, by peer."""
+        self._pythons = {"ours": Path(sys.executable)}
+        for peer in PEERS:
+            print(f"{peer.name}: environment", file=sys.stderr, flush=True)
+            if error := create(peer):
+                self.missing[peer.name] = error
+            else:
+                self._pythons[peer.name] = peer.python
+        # Before anything here loads torch, which reads them once.
+        os.environ |= {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            # Threads that wait for work must not take a core from whose turn it is.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "OMP_NUM_THREADS": "2",
+        }
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep a process of each, for as long as the block lasts."""
+        with ExitStack() as stack:
+            started = {name: stack.enter_context(self._child(name)) for name in self._pythons}
+            self._children: dict[str, Child] = {}
+            for name, child in started.items():
+                try:
+                    self._children[name] = child.ready()
+                except ChildError as error:
+                    self.missing[name] = str(error)
+                    del self._pythons[name]
+            yield
+
+    def _child(self, name: str, **environment: str) -> Child:
+        log = self._workspace / f"{name}.log"
+        return Child(name, self._pythons[name], log, os.environ | environment)
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        return {name: child("about") for name, child in self._children.items()}
+
+    def write(self, count: int) -> dict[str, dict[str, Any]]:
+        """Write every variant; return bytes a token, error, and the seconds of each block."""
+        make_pool(self._workspace)
+        pool = load_pool(self._workspace)
+        seconds: Seconds = {}
+        errors: dict[str, float] = {}
+        for first in range(0, count, BLOCK):
+            stop = min(first + BLOCK, count)
+            make_block(self._workspace, pool, range(first, stop))
+            for name, variant in self._variants():
+                found = self._children[name](
+                    "write",
+                    workspace=str(self._workspace),
+                    variant=variant,
+                    first=first,
+                    stop=stop,
+                    is_last=stop == count,
+                )
+                seconds.setdefault(f"{name} {variant}", []).append(found)
+            progress("write", stop, count)
+        packages = {name: child("about")["package"] for name, child in self._children.items()}
+        for name, variant in self._variants():
+            errors[f"{name} {variant}"] = self._children[name]("error", variant=variant)
+        tokens = sum(wide_length(number) for number in range(count))
+        self.folders = {
+            f"{name} {variant}": self._workspace / f"{packages[name]}-{variant}" for name, variant in self._variants()
+        }
+        return {
+            key: {"bytes_per_token": round(size(self.folders[key]) / tokens, 1), "error": round(errors[key], 5)}
+            | {"written": blocks}
+            for key, blocks in seconds.items()
+        }
+
+    def _variants(self) -> list[tuple[str, str]]:
+        return [(name, variant) for name in self._pythons for variant in VARIANTS[name]]
+
+    def read(self, rounds: int) -> dict[str, dict[str, Any]]:
+        """Read every variant once a round; return the processes that were best, and tokens a second by round.
+
+        The processor seconds are those of the reading process: none of its workers.
+        """
+        best: dict[str, int] = {}
+        rates: dict[str, list[float]] = {}
+        busy: dict[str, list[float]] = {}
+
+        def rate(name: str, variant: str, workers: int) -> tuple[float, float]:
+            warm(self.folders[f"{name} {variant}"])
+            found = self._children[name]("read", workspace=str(self._workspace), variant=variant, workers=workers)
+            return found["tokens"] / found["seconds"], found["tokens"] / found["cpu_s"]
+
+        for name, variant in self._variants():
+            tried = {workers: rate(name, variant, workers) for workers in ((0,) if name == "ours" else WORKERS)}
+            best[f"{name} {variant}"] = max(tried, key=lambda workers: tried[workers])
+            for workers in tried.keys() - {best[f"{name} {variant}"]}:
+                self._children[name]("forget", variant=variant, workers=workers)
+            progress(f"read {name} {variant}", 0, rounds)
+        for number in range(rounds):
+            for name, variant in self._variants():
+                key = f"{name} {variant}"
+                per_s, per_cpu_s = rate(name, variant, best[key])
+                rates.setdefault(key, []).append(per_s)
+                busy.setdefault(key, []).append(per_cpu_s)
+            progress("read", number + 1, rounds)
+        return {
+            key: {"workers": best[key], "tokens_per_s": each, "tokens_per_cpu_s": busy[key]}
+            for key, each in rates.items()
+        }
+
+    def step(self, rounds: int) -> dict[str, Seconds]:
+        """Take every step once a round, after a warm-up; return the seconds by case."""
+        found: dict[str, Seconds] = {}
+        for dtype, is_half in CASES:
+            seconds: Seconds = {}
+            for number in range(rounds + WARM_UP):
+                for name, child in self._children.items():
+                    for way in WAYS.get(name, ("plain",)):
+                        taken = child("step", dtype=dtype, is_half=is_half, way=way)
+                        if number >= WARM_UP:
+                            seconds.setdefault(f"{name} {way}", []).append(taken)
+                progress(f"step {dtype} {'half' if is_half else 'full'}", number + 1, rounds + WARM_UP)
+            found[f"{dtype} {'half' if is_half else 'full'}"] = seconds
+        return found
+
+    def start(self, rounds: int, count: int) -> Seconds:
+        """Start everybody anew each round; return seconds, and those that importing took."""
+        folders = {name: self._workspace / f"small-{name}" for name in self._pythons}
+        target = self._workspace / "target"
+        for name, child in self._children.items():
+            child("write_small", folder=str(folders[name]), count=count)
+        self._children["ours"]("write_target", folder=str(target))
+        seconds: Seconds = {}
+        for number in range(rounds):
+            for name in self._pythons:
+                # Compiling before a single step would be no gain.
+                with self._child(name, TORCHDYNAMO_DISABLE="1") as child:
+                    try:
+                        found = child.ready()("start", folder=str(folders[name]), target=str(target))
+                    except ChildError as error:
+                        self.missing[f"{name}, first step"] = str(error)
+                        continue
+                    seconds.setdefault(name, []).append(found | {"imported_s": child.imported_s})
+            progress("start", number + 1, rounds)
+        return seconds
+
+
+def make_block(workspace: Path, pool: dict[str, Any], numbers: range) -> None:
+    """Lay out the sequences that everybody writes next, a file an array."""
+    shutil.rmtree(workspace / "block", ignore_errors=True)
+    for number in numbers:
+        folder = workspace / "block" / str(number)
+        folder.mkdir(parents=True)
+        for name, rows in wide_sequence(pool, number).items():
+            np.save(folder / f"{name}.npy", rows)
+
+
+def progress(what: str, done: int, of: int) -> None:
+    print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def warm(folder: Path) -> None:
+    """Have the files in memory."""
+    memory = bytearray(1 << 24)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(memory):
+                    pass
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def compare(arguments: argparse.Namespace, workspace: Path) -> dict[str, Any]:
+    comparison = Comparison(workspace)
+    with comparison.running():
+        result: dict[str, Any] = {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "load": list(os.getloadavg()),
+            "versions": comparison.versions(),
+            "missing": comparison.missing,
+            "sequences": arguments.sequences,
+            "rounds": {"step": arguments.rounds, "read": arguments.read_rounds, "start": arguments.start_rounds},
+        }
+        if "step" in arguments.only:
+            result["step"] = comparison.step(arguments.rounds)
+        if "start" in arguments.only:
+            result["start"] = comparison.start(arguments.start_rounds, 200)
+        if "store" in arguments.only:
+            result["store"] = comparison.write(arguments.sequences)
+            for key, found in comparison.read(arguments.read_rounds).items():
+                result["store"][key] |= found
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=15, help="of the step")
+    parser.add_argument("--read-rounds", type=int, default=3)
+    parser.add_argument("--start-rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=("step", "start", "store"), default=["step", "start", "store"])
+    parser.add_argument("--folder", type=Path, help="Where 40 GB may be written; a temporary one by default.")
+    parser.add_argument("--json", action="store_true", help="Print every round as well.")
+    arguments = parser.parse_args()
+    workspace = Path(tempfile.mkdtemp(prefix="specx-peers-", dir=arguments.folder))
+    try:
+        result = compare(arguments, workspace)
+    finally:
+        shutil.rmtree(workspace)
+    if arguments.json:
+        print(json.dumps(result))
+    print_report(result)
+
+
+if __name__ == "__main__":
+    main()

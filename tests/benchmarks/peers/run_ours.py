@@ -1,0 +1,105 @@
+"""specx, in the project's own environment."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import data_wait
+import numpy as np
+import shape
+import step
+import store
+import torch
+from serve import BATCH_SEQUENCES, Candidate, serve
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from specx.storage.reader import FeatureReader
+from specx.storage.schema import Origin, SequenceFeatures
+from specx.storage.store import FeatureStore
+from specx.storage.summary import summary
+from specx.storage.writer import FeatureWriter
+from specx.train.config import TrainConfig
+from specx.train.corpus import Corpus
+from specx.train.loader import BatchLoader
+from specx.train.pipeline import run
+
+
+class FirstStepError(Exception):
+    """Ends a run that was started for its first step only."""
+
+
+class Epochs:
+    """A loader that may be gone through again, each time from a store opened anew and in an order of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._random = np.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        opened = FeatureStore.open(self._folder)
+        corpus = Corpus([FeatureReader(opened)], opened.info.boundaries)
+        order = self._random.permutation(len(corpus.length)).tolist()
+        batches = [order[at : at + BATCH_SEQUENCES] for at in range(0, len(order), BATCH_SEQUENCES)]
+        plans = [[[sequence] for sequence in batch] for batch in batches]
+        return iter(BatchLoader(corpus, plans, corpus.length.tolist()))
+
+
+class Ours(Candidate):
+    package = "specx"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writers: dict[Path, FeatureWriter] = {}
+        self._errors: dict[str, float] = {}
+
+    def prepared(self, arrays: dict[str, Any], longest: int) -> SequenceFeatures:
+        return SequenceFeatures(**arrays)
+
+    def add(self, folder: Path, variant: str, first: int, ready: list[SequenceFeatures]) -> None:
+        if folder not in self._writers:
+            opened = store.new_store(folder, variant)
+            self._writers[folder] = FeatureWriter(opened, tokens_per_part=store.TOKENS_PER_PART)
+        for number, features in enumerate(ready, first):
+            self._writers[folder].add(features, Origin(source="made-up", row=number))
+
+    def finish(self, folder: Path, variant: str) -> None:
+        self._writers.pop(folder).commit()
+        found = summary(FeatureStore.open(folder))["quantization_error"]
+        self._errors[variant] = max(found.values(), default=0.0)
+
+    def write_small(self, folder: str, count: int) -> None:
+        data_wait.make_store(folder, count)
+
+    def error(self, variant: str) -> float:
+        return self._errors[variant]
+
+    def loader(self, folder: Path, variant: str, workers: int) -> Epochs:
+        return Epochs(folder)
+
+    def tokens_of(self, batch: Any) -> int:
+        return int((batch.documents >= 0).sum())
+
+    def new_step(self, dtype: str, is_half: bool, way: str) -> Callable[[], None]:
+        case = step.Step(step.Case(dtype=shape.DTYPES[dtype], is_half=is_half))
+        return lambda: case.ours(with_metrics=way == "metrics")
+
+    def first_step(self, folder: Path, target: Path) -> None:
+        """Run all that ``specx train`` runs, to the end of the first step."""
+        out = folder.with_name(f"{folder.name}-run")
+        shutil.rmtree(out, ignore_errors=True)
+
+        def end(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            raise FirstStepError
+
+        hook = register_optimizer_step_post_hook(end)
+        try:
+            run(TrainConfig.model_validate(data_wait.settings(str(folder), out, 50) | {"precision": "bf16-mixed"}))
+        except FirstStepError:
+            pass
+        finally:
+            hook.remove()
+
+
+if __name__ == "__main__":
+    serve(Ours())
