@@ -29,8 +29,9 @@ from environments import PEERS, create
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from report import print_report
 from sequences import load_pool, make_pool, wide_length, wide_sequence
+
+from report import print_report
 
 BLOCK = 20
 """Sequences that one writes before it is another's turn."""
