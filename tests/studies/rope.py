@@ -1,6 +1,6 @@
 """What a draft loses by another rope than its target's: in training, and between training and serving.
 
-Trains drafts of the tiny gpt-oss with four ropes on conversations of at most 512 and at most 2048 tokens, serves each
+Trains drafts of the tiny gpt-oss with four ropes on conversations of 512 and of 2048 tokens, serves each
 with the rope it was trained with and with others, and tells the acceptance length by context: by the estimate from
 stored features for all of them, and in vLLM for some. What is finished is not done again.
 
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from .rope_drafts import SERVED, TARGET_ROPE, Job, drafts, measure, rope_blocks, rows_file, store_with_rope, write_json
 from .rope_page import plot, tables
-from .rope_texts import BUCKETS, conversations, described, questions, read_turns, write_rows
+from .rope_texts import BUCKETS, conversations, described, pieces, questions, read_turns, write_rows
 
 DATA = Path(__file__).parents[1] / "data"
 TARGET = DATA / "tiny-gpt-oss"
@@ -45,8 +45,9 @@ class Settings:
     """What decides the result."""
 
     lengths: tuple[int, ...] = (512, 2048)
+    """Tokens of the conversations that drafts are trained on, each a multiple of those before it."""
     seeds: int = 3
-    train_turns: int = 1500
+    train_turns: int = 1200
     steps: int = 300
     questions: int = 60
     """Asked in each bucket."""
@@ -59,7 +60,9 @@ QUICK = Settings(lengths=(512, 2048), seeds=2, train_turns=200, steps=10, questi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="Everything that is made; by default .study/rope, or .study/rope-quick.")
+    parser.add_argument(
+        "--out", type=Path, help="Everything that is made; by default .study/rope, or .study/rope-quick."
+    )
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     settings = QUICK if arguments.quick else Settings()
@@ -111,9 +114,9 @@ def require_same(settings: Settings, out: Path) -> None:
 def jobs(settings: Settings) -> list[Job]:
     """Return all drafts, those of a seed together."""
     return [
-        Job(rope=rope, longest=longest, seed=seed)
+        Job(rope=rope, length=length, seed=seed)
         for seed in range(settings.seeds)
-        for longest in settings.lengths
+        for length in settings.lengths
         for rope in SERVED
     ]
 
@@ -123,11 +126,10 @@ def make_texts(settings: Settings, out: Path) -> None:
     texts = out / "texts"
     system, turns = read_turns(DATA / "regen" / "train.parquet", TARGET)
     trained, held_out = turns[:-_HELD_OUT_TURNS], turns[-_HELD_OUT_TURNS:]
-    # The same turns in the same order for all lengths, so they must fit into the shortest.
-    trained = [turn for turn in trained if len(system) + turn.tokens <= min(settings.lengths)]
     random.Random(0).shuffle(trained)
-    for longest in settings.lengths:
-        write_rows(conversations(system, trained[: settings.train_turns], longest), texts / f"train-{longest}.parquet")
+    long = conversations(system, trained[: settings.train_turns], max(settings.lengths))
+    for length in settings.lengths:
+        write_rows(pieces(long, length), texts / f"train-{length}.parquet")
     same, dev = read_turns(DATA / "regen" / "dev.parquet", TARGET)
     assert same == system
     room = BUCKETS[-1][1] - settings.new_tokens - 8
@@ -141,14 +143,14 @@ def make_texts(settings: Settings, out: Path) -> None:
 def make_stores(settings: Settings, out: Path) -> None:
     """Extract features of all texts, and make a store for each rope to train with."""
     stores = out / "stores"
-    data = {f"train-{longest}": f"train-{longest}" for longest in settings.lengths} | {"questions": "answers"}
+    data = {f"train-{length}": f"train-{length}" for length in settings.lengths} | {"questions": "answers"}
     for name, file in data.items():
         command = ["extract", "--target", str(TARGET), "--data", str(out / "texts" / f"{file}.parquet")]
         specx(*command, "--store", str(stores / name), "--top-k", "1", "--dtype", "float32")
     blocks = rope_blocks(TARGET)
     for rope in SERVED:
-        for longest in settings.lengths:
-            store_with_rope(stores / f"train-{longest}", stores / f"{rope}-{longest}", blocks[rope])
+        for length in settings.lengths:
+            store_with_rope(stores / f"train-{length}", stores / f"{rope}-{length}", blocks[rope])
 
 
 def make_drafts(settings: Settings, out: Path) -> None:
@@ -170,16 +172,14 @@ def make_drafts(settings: Settings, out: Path) -> None:
         waiting = [(job, pool.submit(measure, job, out, TARGET, recipe)) for job in jobs(settings)]
         for job, future in waiting:
             row = future.result()[0]
-            print(
-                f"{job.name}: {row['acceptance_length']} as trained; {time.monotonic() - started:.0f} s", flush=True
-            )
+            print(f"{job.name}: {row['acceptance_length']} as trained; {time.monotonic() - started:.0f} s", flush=True)
     del os.environ["OMP_NUM_THREADS"]
 
 
 def decode(settings: Settings, out: Path) -> None:
     """Decode the questions in vLLM with some of the drafts."""
     for trained, served in CHECKED[: settings.checked]:
-        job = Job(rope=trained, longest=min(settings.lengths), seed=0)
+        job = Job(rope=trained, length=min(settings.lengths), seed=0)
         result = out / "vllm" / f"{job.name}-served-{served}.json"
         if result.exists():
             continue
@@ -189,7 +189,7 @@ def decode(settings: Settings, out: Path) -> None:
         found = specx(*command, "--out", str(requests))
         kept = {key: found[key] for key in ("acceptance_length", "by_context", "lossless", "verifications")}
         kept["by_context_verifications"] = verifications(requests / "requests.parquet")
-        write_json(asdict(job) | {"served": served} | kept, result)
+        write_json({"trained": trained, "length": job.length, "served": served, "seed": job.seed} | kept, result)
 
 
 def verifications(path: Path) -> dict[str, int]:

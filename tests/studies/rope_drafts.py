@@ -36,13 +36,13 @@ class Job:
     """One draft."""
 
     rope: str
-    longest: int
+    length: int
     """Tokens of the conversations that it is trained on."""
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.rope}-{self.longest}-{self.seed}"
+        return f"{self.rope}-{self.length}-{self.seed}"
 
 
 def rope_blocks(target: Path) -> dict[str, dict[str, Any]]:
@@ -88,7 +88,7 @@ def measure(job: Job, root: Path, target: Path, settings: Mapping[str, Any]) -> 
         found: list[dict[str, Any]] = json.loads(rows.read_text())
         return found
     blocks = rope_blocks(target)
-    store, run = root / "stores" / f"{job.rope}-{job.longest}", root / "runs" / job.name
+    store, run = root / "stores" / f"{job.rope}-{job.length}", root / "runs" / job.name
     config = TrainConfig(store=(str(store),), out=str(run), seed=job.seed, **settings)
     trained = train(config)
     exported = drafts(root, job, job.rope)
@@ -104,7 +104,7 @@ def measure(job: Job, root: Path, target: Path, settings: Mapping[str, Any]) -> 
         measured.append(
             {
                 "trained": job.rope,
-                "longest": job.longest,
+                "length": job.length,
                 "served": rope,
                 "seed": job.seed,
                 "acceptance_length": summary.acceptance_length,

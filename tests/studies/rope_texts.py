@@ -1,7 +1,7 @@
 """Conversations of any length from the tiny target's own answers, as rows that ``extract`` and ``regenerate`` read.
 
 A conversation is the system message once, and behind it turns, each a question and the answer that the target sampled
-for it. Long ones and short ones are made of the same turns.
+for it.
 """
 
 import random
@@ -49,22 +49,38 @@ def read_turns(path: Path, target: Path) -> tuple[tuple[int, ...], list[Turn]]:
     return system, turns
 
 
-def conversations(system: Sequence[int], turns: Iterable[Turn], longest: int) -> list[Row]:
-    """Fill conversations of at most ``longest`` tokens with whole turns, in order; every answer is supervised.
+def conversations(system: Sequence[int], turns: Iterable[Turn], length: int) -> list[Row]:
+    """Fill conversations of exactly ``length`` tokens with turns, in order; every answer is supervised.
 
-    Each turn is in exactly one of them.
+    A turn that does not fit goes on in the next conversation, behind its system message; the last one is left out,
+    which is not full.
     """
-    rows: list[Row] = []
-    ids: list[int] = []
-    mask: list[int] = []
+    rows = []
+    body: list[tuple[int, int]] = []
     for turn in turns:
-        assert len(system) + turn.tokens <= longest
-        if not ids or len(ids) + turn.tokens > longest:
-            ids, mask = list(system), [0] * len(system)
-            rows.append({"input_ids": ids, "loss_mask": mask, "category": turn.category})
-        ids += turn.question + turn.answer
-        mask += [0] * len(turn.question) + [1] * len(turn.answer)
+        body += [(index, 0) for index in turn.question] + [(index, 1) for index in turn.answer]
+        while len(system) + len(body) >= length:
+            taken, body = body[: length - len(system)], body[length - len(system) :]
+            tokens = [(index, 0) for index in system] + taken
+            rows.append(
+                {
+                    "input_ids": [index for index, _ in tokens],
+                    "loss_mask": [is_supervised for _, is_supervised in tokens],
+                    "category": "mixed",
+                }
+            )
     return rows
+
+
+def pieces(rows: Iterable[Row], length: int) -> list[Row]:
+    """Cut rows into pieces of ``length`` tokens, which divides theirs: the same tokens at fewer positions."""
+    cut = []
+    for row in rows:
+        assert len(row["input_ids"]) % length == 0
+        for start in range(0, len(row["input_ids"]), length):
+            part = slice(start, start + length)
+            cut.append(row | {"input_ids": row["input_ids"][part], "loss_mask": row["loss_mask"][part]})
+    return cut
 
 
 def questions(system: Sequence[int], turns: Sequence[Turn], count: int, longest: int, seed: int) -> list[Row]:
