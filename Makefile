@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup browser demo test torture bench lint clean
+.PHONY: setup browser demo test torture bench study-rope lint clean
 
 setup: .venv/installed
 
@@ -53,6 +53,10 @@ bench: setup
 	$(BIN)/python tests/benchmarks/step.py --json
 	$(BIN)/python tests/benchmarks/data_wait.py --json
 
+# docs/yarn.md, some forty minutes on two cores; stopped, it goes on where it was.
+study-rope: setup
+	$(BIN)/python -m specx.tests.studies.rope
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -60,4 +64,4 @@ lint: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf demo build dist *.egg-info .browser
+	rm -rf demo build dist *.egg-info .browser .study

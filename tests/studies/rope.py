@@ -25,7 +25,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from .rope_drafts import SERVED, TARGET_ROPE, Job, drafts, measure, rope_blocks, rows_file, store_with_rope, write_json
+from .rope_drafts import (
+    SERVED,
+    TARGET_ROPE,
+    Job,
+    correlations,
+    drafts,
+    measure,
+    rope_blocks,
+    rows_file,
+    store_with_rope,
+    write_json,
+)
 from .rope_page import plot, tables
 from .rope_texts import BUCKETS, conversations, described, pieces, questions, read_turns, write_rows
 
@@ -93,6 +104,7 @@ def run(settings: Settings, out: Path) -> None:
         "seconds": seconds,
         "texts": described(pq.read_table(out / "texts" / "answers.parquet").to_pylist()),
         "rows": [row for job in jobs(settings) for row in json.loads(rows_file(out, job).read_text())],
+        "correlations": correlations(TARGET),
         "vllm": [json.loads(path.read_text()) for path in sorted((out / "vllm").glob("*.json"))],
     }
     write_json(results, out / "results.json")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from specx.storage.store import TARGET_DIRECTORY, FeatureStore
 from specx.train.config import TrainConfig
 from specx.train.evaluate.config import EvaluateConfig
@@ -19,8 +21,11 @@ from specx.train.evaluate.estimate import EstimateSummary
 from specx.train.evaluate.pipeline import run as evaluate
 from specx.train.export import export
 from specx.train.pipeline import run as train
+from specx.train.rope import rotary_embedding
 
 TARGET_ROPE = "yarn"
+DISTANCES = (16, 64, 256, 1024, 4096, 16384, 65536)
+"""Where scores are compared."""
 
 SERVED = {
     TARGET_ROPE: (TARGET_ROPE, "yarn-truncated", "plain-150000", "plain-10000"),
@@ -58,6 +63,35 @@ def rope_blocks(target: Path) -> dict[str, dict[str, Any]]:
         "plain-150000": {"rope_type": "default", "rope_theta": 150_000.0},
         "plain-10000": {"rope_type": "default", "rope_theta": 10_000.0},
     }
+
+
+def correlations(target: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return how alike attention scores are to those with the target's rope, by model, rope and distance in tokens.
+
+    For q and k of independent normal numbers the scores of two ropes correlate as the mean of cos(distance * (f - g))
+    over their frequencies f and g. The second model is gpt-oss itself, whose heads and original context are larger.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for model, head_dim, original in (("tiny gpt-oss", 32, 128), ("gpt-oss", 64, 4096)):
+        layer = {"hidden_size": head_dim, "num_attention_heads": 1, "head_dim": head_dim}
+        frequencies = {
+            name: rotary_embedding(
+                layer
+                | {
+                    "max_position_embeddings": 32 * original,
+                    "rope_parameters": block
+                    | ({"original_max_position_embeddings": original} if block["rope_type"] == "yarn" else {}),
+                }
+            ).inv_freq.double()
+            for name, block in rope_blocks(target).items()
+            if name != "yarn-unscaled"
+        }
+        own = frequencies.pop(TARGET_ROPE)
+        found[model] = {
+            name: {str(each): round(float(torch.cos((other - own) * each).mean()), 2) for each in DISTANCES}
+            for name, other in frequencies.items()
+        }
+    return found
 
 
 def store_with_rope(store: Path, out: Path, rope: Mapping[str, Any]) -> None:

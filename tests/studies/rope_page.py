@@ -59,33 +59,42 @@ def differences(results: Results, length: int, way: Way, base: Way) -> dict[str,
 def tables(results: Results) -> str:
     """Return all tables in Markdown."""
     buckets = [*results["texts"], "all"]
-    found = []
-    for length in results["settings"]["lengths"]:
-        found.append(f"Trained at {length} tokens: acceptance length, mean of the seeds ± standard deviation\n")
-        found.append(_rows(buckets, {way: _absolute(results, length, way) for way in AS_TRAINED + SERVED_BY_TARGET}))
-        found.append(f"Trained at {length} tokens, as trained: percent against the target's rope, mean (range)\n")
-        found.append(_rows(buckets, {way: _relative(results, length, way, BASELINE) for way in AS_TRAINED[1:]}))
-        found.append(f"Trained at {length} tokens, served otherwise: percent against the same draft as trained\n")
-        otherwise = SERVED_BY_TARGET + CONTROLS
-        found.append(_rows(buckets, {way: _relative(results, length, way, (way[0], way[0])) for way in otherwise}))
-    found.append("In vLLM, and by the estimate\n")
-    found.append(_checks(results, buckets))
-    found.append("The text\n")
-    found.append(
-        _table(
+    lengths = results["settings"]["lengths"]
+    otherwise = SERVED_BY_TARGET + CONTROLS
+    found = {
+        "Acceptance length, mean of the seeds ± standard deviation": _rows(
+            buckets, {(at, way): _absolute(results, at, way) for at in lengths for way in AS_TRAINED + SERVED_BY_TARGET}
+        ),
+        "As trained, percent against the target's rope: mean (least to largest of the seeds)": _rows(
+            buckets, {(at, way): _relative(results, at, way, BASELINE) for at in lengths for way in AS_TRAINED[1:]}
+        ),
+        "Served otherwise, percent against the same draft as trained": _rows(
+            buckets,
+            {(at, way): _relative(results, at, way, (way[0], way[0])) for at in lengths for way in otherwise},
+        ),
+        "In vLLM and by the estimate": _checks(results, buckets),
+        "The text": _table(
             ["", *results["texts"]],
             [[key, *(each[key] for each in results["texts"].values())] for key in ("tokens", "repeated")],
-        )
-    )
-    return "\n".join(found)
+        ),
+        "Correlation of attention scores with those of the target's rope, by distance": _correlations(results),
+    }
+    return "\n".join(f"{title}\n\n{table}" for title, table in found.items())
 
 
-def _rows(buckets: Sequence[str], cells: Mapping[Way, Mapping[str, str]]) -> str:
+def _rows(buckets: Sequence[str], cells: Mapping[tuple[int, Way], Mapping[str, str]]) -> str:
     rows = []
-    for (trained, served), texts in cells.items():
+    for (length, (trained, served)), texts in cells.items():
         how = "as trained" if served == trained else NAMES[served]
-        rows.append([NAMES[trained], how, *(texts[bucket] for bucket in buckets)])
-    return _table(["trained with", "served with", *buckets], rows)
+        rows.append([length, NAMES[trained], how, *(texts[bucket] for bucket in buckets)])
+    return _table(["trained at", "trained with", "served with", *buckets], rows)
+
+
+def _correlations(results: Results) -> str:
+    models = results["correlations"]
+    distances = next(iter(next(iter(models.values())).values()))
+    rows = [[model, NAMES[rope], *values.values()] for model, ropes in models.items() for rope, values in ropes.items()]
+    return _table(["", "", *distances], rows)
 
 
 def _absolute(results: Results, length: int, way: Way) -> dict[str, str]:

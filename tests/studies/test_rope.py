@@ -19,7 +19,7 @@ from specx.train.pipeline import run as train
 from specx.train.rope_check import check_rope
 
 from .rope import QUICK, require_same, verifications
-from .rope_drafts import SERVED, Job, drafts, measure, rope_blocks, store_with_rope
+from .rope_drafts import SERVED, Job, correlations, drafts, measure, rope_blocks, store_with_rope
 from .rope_page import AS_TRAINED, CONTROLS, SERVED_BY_TARGET, differences, plot, tables
 from .rope_texts import BUCKETS, conversations, described, pieces, questions, read_turns
 
@@ -106,6 +106,19 @@ def test_study_of_the_targets_rope_is_plain_specx(tmp_path: Path, store: Path, t
     assert (row["acceptance_length"], row["by_context"]) == (found.acceptance_length, found.by_context)
 
 
+def test_scores_of_ropes_correlate_as_those_of_random_heads_do(target: Path) -> None:
+    found = correlations(target)
+    # Of 4096 pairs of random q and k, with the frequencies written out.
+    plain = 150_000.0 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    ramp = (torch.arange(32) - 8.0928) / (17.3980 - 8.0928)
+    yarn = plain * (1 - ramp.clamp(0, 1) * 31 / 32)
+    q, k = torch.randn(2, 4096, 32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    product = torch.view_as_complex(q) * torch.view_as_complex(k).conj()
+    scores = [(product * torch.exp(1024j * each)).real.sum(1) for each in (plain, yarn)]
+    expected = float(torch.corrcoef(torch.stack(scores))[0, 1])
+    assert found["gpt-oss"]["plain-150000"]["1024"] == pytest.approx(expected, abs=0.03)
+
+
 def made_up(values: dict[tuple[str, str], list[float]]) -> dict[str, Any]:
     """Results where only these are not 2."""
     names = [f"{low}-{high}" for low, high in BUCKETS]
@@ -122,14 +135,20 @@ def made_up(values: dict[tuple[str, str], list[float]]) -> dict[str, Any]:
         for seed, value in reversed(list(enumerate(values.get(way, [2.0, 2.0]))))
     ]
     texts = {name: {"tokens": 1, "repeated": 0.0} for name in names}
-    return {"settings": {"lengths": [512]}, "rows": rows, "vllm": [], "texts": texts}
+    return {
+        "settings": {"lengths": [512]},
+        "rows": rows,
+        "vllm": [],
+        "texts": texts,
+        "correlations": {"tiny": {"plain-10000": {"16": 0.5}}},
+    }
 
 
 def test_seeds_are_compared_with_themselves() -> None:
     results = made_up({("yarn", "yarn"): [2.0, 3.0], ("plain-10000", "plain-10000"): [1.0, 3.0]})
     mean, least, most = differences(results, 512, ("plain-10000", "plain-10000"), ("yarn", "yarn"))["512-1024"]
     assert (mean, least, most) == pytest.approx((-25.0, -50.0, 0.0))
-    assert "| plain, theta 10000 | as trained | -25.0 (-50.0 to +0.0) |" in tables(results)
+    assert "| 512 | plain, theta 10000 | as trained | -25.0 (-50.0 to +0.0) |" in tables(results)
     assert plot(results).startswith("<svg")
 
 
