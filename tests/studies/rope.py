@@ -66,7 +66,7 @@ class Settings:
     checked: int = len(CHECKED)
 
 
-QUICK = Settings(lengths=(512, 2048), seeds=2, train_turns=200, steps=10, questions=6, new_tokens=48, checked=1)
+QUICK = Settings(seeds=1, train_turns=60, steps=5, questions=4, new_tokens=32, checked=1)
 
 
 def main() -> None:
