@@ -135,20 +135,25 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM = 720, 330, 64, 16, 46, 62
-"""Pixels: of the plot, of a panel's height, and of what stands around its axes."""
+PLOTTED = {
+    "trained and served with it": AS_TRAINED[1:],
+    "trained with it, served with the target's": SERVED_BY_TARGET,
+    "trained with the target's, served with it": CONTROLS[2:],
+}
+WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM, LEGEND = 720, 330, 64, 16, 46, 62, 116
+"""Pixels: of the plot, of a panel's height, of what stands around its axes, and of the legend's height."""
 COLOURS = {"yarn-truncated": "#0072b2", "plain-150000": "#d55e00", "plain-10000": "#009e73"}
 
 
 def plot(results: Results) -> str:
     """Return an SVG: a panel for each length, in it the differences from the baseline by context."""
-    ways = AS_TRAINED[1:] + SERVED_BY_TARGET
+    ways = [way for ways in PLOTTED.values() for way in ways]
     lengths = results["settings"]["lengths"]
     cells = {(length, *way): differences(results, length, way, BASELINE) for length in lengths for way in ways}
     values = [value for each in cells.values() for cell in each.values() for value in cell]
     step = next(each for each in (0.5, 1, 2, 5, 10, 20) if (max(values) - min(values)) / each <= 8)
     low, high = step * (min(*values, 0) // step), step * -(-max(*values, 0) // step)
-    height = len(lengths) * PANEL + 24 * len(ways) // 2 + 30
+    height = len(lengths) * PANEL + LEGEND
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         'font-family="system-ui, sans-serif" font-size="15" fill="#222">',
@@ -159,12 +164,21 @@ def plot(results: Results) -> str:
         parts += axes.drawn(f"Trained at {length} tokens: acceptance length against the target's rope, %", step)
         for shift, way in enumerate(ways):
             parts += axes.line(cells[(length, *way)], way, 5 * (shift - (len(ways) - 1) / 2))
-    for number, (trained, served) in enumerate(ways):
-        x, y = LEFT + (number // 3) * 330, len(lengths) * PANEL + 20 + 24 * (number % 3)
-        label = f"{NAMES[trained]}; " + ("as trained" if served == trained else "target's YaRN")
-        parts.append(f'<path d="M{x - 30} {y - 5}h36" {_stroke(trained, served)}/>')
-        parts.append(f'<text x="{x + 12}" y="{y}">{escape(label)}</text>')
-    return "\n".join([*parts, "</svg>\n"])
+    return "\n".join([*parts, *_legend(len(lengths) * PANEL), "</svg>\n"])
+
+
+def _legend(top: int) -> list[str]:
+    """Colours are ropes, dashes are ways to use them."""
+    parts = []
+    for number, (rope, colour) in enumerate(COLOURS.items()):
+        x = 24 + 230 * number
+        parts.append(f'<circle cx="{x + 6}" cy="{top + 15}" r="6" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 20}" y="{top + 20}">{NAMES[rope]}</text>')
+    for number, (label, ways) in enumerate(PLOTTED.items()):
+        y = top + 48 + 24 * number
+        parts.append(f'<path d="M24 {y - 5}h60" stroke="#222" {_line_style(ways[0])}/>')
+        parts.append(f'<text x="96" y="{y}">{escape(label)}</text>')
+    return parts
 
 
 class _Axes:
@@ -200,16 +214,22 @@ class _Axes:
         points = [(self.x(number) + shift, cells[bucket]) for number, bucket in enumerate(self._buckets)]
         path = " ".join(f"{x:.1f},{self.y(mean):.1f}" for x, (mean, _, _) in points)
         whiskers = "".join(f"M{x:.1f} {self.y(least):.1f}V{self.y(most):.1f}" for x, (_, least, most) in points)
+        stroke = f'stroke="{COLOURS[_rope(way)]}"'
         return [
-            f'<polyline points="{path}" fill="none" {_stroke(*way)}/>',
-            f'<path d="{whiskers}" stroke="{COLOURS[way[0]]}"/>',
+            f'<polyline points="{path}" fill="none" {stroke} {_line_style(way)}/>',
+            f'<path d="{whiskers}" {stroke}/>',
             *(
-                f'<circle cx="{x:.1f}" cy="{self.y(mean):.1f}" r="3.5" fill="{COLOURS[way[0]]}"/>'
+                f'<circle cx="{x:.1f}" cy="{self.y(mean):.1f}" r="3.5" fill="{COLOURS[_rope(way)]}"/>'
                 for x, (mean, _, _) in points
             ),
         ]
 
 
-def _stroke(trained: str, served: str) -> str:
-    dashes = "" if trained == served else ' stroke-dasharray="7 5"'
-    return f'stroke="{COLOURS[trained]}" stroke-width="2.5"{dashes}'
+def _rope(way: Way) -> str:
+    """Return the one that is not the target's."""
+    return way[0] if way[0] != BASELINE[0] else way[1]
+
+
+def _line_style(way: Way) -> str:
+    kinds = {way[0] == way[1]: "", way[0] == BASELINE[0] != way[1]: ' stroke-dasharray="2 4"'}
+    return 'stroke-width="2.5"' + kinds.get(True, ' stroke-dasharray="9 5"')
