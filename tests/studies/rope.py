@@ -158,7 +158,9 @@ def make_stores(settings: Settings, out: Path) -> None:
     data = {f"train-{length}": f"train-{length}" for length in settings.lengths} | {"questions": "answers"}
     for name, file in data.items():
         command = ["extract", "--target", str(TARGET), "--data", str(out / "texts" / f"{file}.parquet")]
-        specx(*command, "--store", str(stores / name), "--top-k", "1", "--dtype", "float32")
+        # vLLM's attention does not lay out the scores of a long conversation in memory.
+        command += ["--engine", "vllm", "--dtype", "float32", "--top-k", "1"]
+        specx(*command, "--store", str(stores / name))
     blocks = rope_blocks(TARGET)
     for rope in SERVED:
         for length in settings.lengths:
