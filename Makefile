@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup browser demo test torture bench bench-peers lint clean
+.PHONY: setup browser demo test torture bench bench-peers study-rope lint clean
 
 setup: .venv/installed
 
@@ -57,6 +57,10 @@ bench: setup
 bench-peers: setup
 	$(BIN)/python tests/benchmarks/peers/compare.py
 
+# docs/yarn.md, some forty minutes on two cores; stopped, it goes on where it was.
+study-rope: setup
+	$(BIN)/python -m specx.tests.studies.rope
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,4 +68,4 @@ lint: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf demo build dist *.egg-info .browser
+	rm -rf demo build dist *.egg-info .browser .study
