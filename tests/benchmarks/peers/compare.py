@@ -56,7 +56,7 @@ class Comparison:
     def __init__(self, workspace: Path) -> None:
         self._workspace = workspace
         self.missing: dict[str, str] = {}
-        """What pip said of an environment that could not be made, by peer."""
+        """What pip, or the peer itself, said where there is no result, by peer."""
         self._pythons = {"ours": Path(sys.executable)}
         for peer in PEERS:
             print(f"{peer.name}: environment", file=sys.stderr, flush=True)
@@ -78,13 +78,10 @@ class Comparison:
         """Keep a process of each, for as long as the block lasts."""
         with ExitStack() as stack:
             started = {name: stack.enter_context(self._child(name)) for name in self._pythons}
-            self._children: dict[str, Child] = {}
+            self._children = dict(started)
             for name, child in started.items():
-                try:
-                    self._children[name] = child.ready()
-                except ChildError as error:
-                    self.missing[name] = str(error)
-                    del self._pythons[name]
+                with self._excusing(name):
+                    child.ready()
             yield
 
     def _child(self, name: str, **environment: str) -> Child:
@@ -93,6 +90,21 @@ class Comparison:
 
     def versions(self) -> dict[str, dict[str, str]]:
         return {name: child("about") for name, child in self._children.items()}
+
+    @contextmanager
+    def _excusing(self, name: str) -> Iterator[None]:
+        """Let one project do its part; if a peer ends over it, it is asked for no more."""
+        try:
+            yield
+        except ChildError as error:
+            if name == "ours":
+                raise
+            self.missing[name] = str(error)
+            del self._children[name]
+
+    def _complete(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return what was found of those that came to the end; a key begins with a project's name."""
+        return {key: each for key, each in found.items() if key.partition(" ")[0] in self._children}
 
     def write(self, count: int) -> dict[str, dict[str, Any]]:
         """Write every variant; return bytes a token, error, and the seconds of each block."""
@@ -104,15 +116,10 @@ class Comparison:
             stop = min(first + BLOCK, count)
             make_block(self._workspace, pool, range(first, stop))
             for name, variant in self._variants():
-                found = self._children[name](
-                    "write",
-                    workspace=str(self._workspace),
-                    variant=variant,
-                    first=first,
-                    stop=stop,
-                    is_last=stop == count,
-                )
-                seconds.setdefault(f"{name} {variant}", []).append(found)
+                block = {"first": first, "stop": stop, "is_last": stop == count}
+                with self._excusing(name):
+                    found = self._children[name]("write", workspace=str(self._workspace), variant=variant, **block)
+                    seconds.setdefault(f"{name} {variant}", []).append(found)
             progress("write", stop, count)
         packages = {name: child("about")["package"] for name, child in self._children.items()}
         for name, variant in self._variants():
@@ -124,11 +131,15 @@ class Comparison:
         return {
             key: {"bytes_per_token": round(size(self.folders[key]) / tokens, 1), "error": round(errors[key], 5)}
             | {"written": blocks}
-            for key, blocks in seconds.items()
+            for key, blocks in self._complete(seconds).items()
         }
 
-    def _variants(self) -> list[tuple[str, str]]:
-        return [(name, variant) for name in self._pythons for variant in VARIANTS[name]]
+    def _variants(self) -> Iterator[tuple[str, str]]:
+        """Yield the stores of those that still answer when it is their turn."""
+        for name in list(self._children):
+            for variant in VARIANTS[name]:
+                if name in self._children:
+                    yield name, variant
 
     def read(self, rounds: int) -> dict[str, dict[str, Any]]:
         """Read every variant once a round; return the processes that were best, and tokens a second by round.
@@ -145,21 +156,23 @@ class Comparison:
             return found["tokens"] / found["seconds"], found["tokens"] / found["cpu_s"]
 
         for name, variant in self._variants():
-            tried = {workers: rate(name, variant, workers) for workers in ((0,) if name == "ours" else WORKERS)}
-            best[f"{name} {variant}"] = max(tried, key=lambda workers: tried[workers])
-            for workers in tried.keys() - {best[f"{name} {variant}"]}:
-                self._children[name]("forget", variant=variant, workers=workers)
+            with self._excusing(name):
+                tried = {workers: rate(name, variant, workers) for workers in ((0,) if name == "ours" else WORKERS)}
+                best[f"{name} {variant}"] = max(tried, key=lambda workers: tried[workers])
+                for workers in tried.keys() - {best[f"{name} {variant}"]}:
+                    self._children[name]("forget", variant=variant, workers=workers)
             progress(f"read {name} {variant}", 0, rounds)
         for number in range(rounds):
             for name, variant in self._variants():
                 key = f"{name} {variant}"
-                per_s, per_cpu_s = rate(name, variant, best[key])
-                rates.setdefault(key, []).append(per_s)
-                busy.setdefault(key, []).append(per_cpu_s)
+                with self._excusing(name):
+                    per_s, per_cpu_s = rate(name, variant, best[key])
+                    rates.setdefault(key, []).append(per_s)
+                    busy.setdefault(key, []).append(per_cpu_s)
             progress("read", number + 1, rounds)
         return {
             key: {"workers": best[key], "tokens_per_s": each, "tokens_per_cpu_s": busy[key]}
-            for key, each in rates.items()
+            for key, each in self._complete(rates).items()
         }
 
     def step(self, rounds: int) -> dict[str, Seconds]:
@@ -168,35 +181,33 @@ class Comparison:
         for dtype, is_half in CASES:
             seconds: Seconds = {}
             for number in range(rounds + WARM_UP):
-                for name, child in self._children.items():
-                    for way in WAYS.get(name, ("plain",)):
-                        taken = child("step", dtype=dtype, is_half=is_half, way=way)
-                        if number >= WARM_UP:
-                            seconds.setdefault(f"{name} {way}", []).append(taken)
+                for name, child in list(self._children.items()):
+                    with self._excusing(name):
+                        for way in WAYS.get(name, ("plain",)):
+                            taken = child("step", dtype=dtype, is_half=is_half, way=way)
+                            if number >= WARM_UP:
+                                seconds.setdefault(f"{name} {way}", []).append(taken)
                 progress(f"step {dtype} {'half' if is_half else 'full'}", number + 1, rounds + WARM_UP)
             found[f"{dtype} {'half' if is_half else 'full'}"] = seconds
-        return found
+        return {case: self._complete(seconds) for case, seconds in found.items()}
 
     def start(self, rounds: int, count: int) -> Seconds:
         """Start everybody anew each round; return seconds, and those that importing took."""
         folders = {name: self._workspace / f"small-{name}" for name in self._pythons}
         target = self._workspace / "target"
-        for name, child in self._children.items():
-            child("write_small", folder=str(folders[name]), count=count)
+        for name, child in list(self._children.items()):
+            with self._excusing(name):
+                child("write_small", folder=str(folders[name]), count=count)
         self._children["ours"]("write_target", folder=str(target))
         seconds: Seconds = {}
         for number in range(rounds):
-            for name in self._pythons:
+            for name in list(self._children):
                 # Compiling before a single step would be no gain.
-                with self._child(name, TORCHDYNAMO_DISABLE="1") as child:
-                    try:
-                        found = child.ready()("start", folder=str(folders[name]), target=str(target))
-                    except ChildError as error:
-                        self.missing[f"{name}, first step"] = str(error)
-                        continue
+                with self._excusing(name), self._child(name, TORCHDYNAMO_DISABLE="1") as child:
+                    found = child.ready()("start", folder=str(folders[name]), target=str(target))
                     seconds.setdefault(name, []).append(found | {"imported_s": child.imported_s})
             progress("start", number + 1, rounds)
-        return seconds
+        return self._complete(seconds)
 
 
 def make_block(workspace: Path, pool: dict[str, Any], numbers: range) -> None:

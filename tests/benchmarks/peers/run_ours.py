@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import data_wait
-import numpy as np
 import shape
 import step
 import store
 import torch
-from serve import BATCH_SEQUENCES, Candidate, serve
+from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, serve
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from specx.storage.reader import FeatureReader
@@ -19,9 +18,11 @@ from specx.storage.schema import Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
 from specx.storage.writer import FeatureWriter
+from specx.train.buffers import Buffers
 from specx.train.config import TrainConfig
 from specx.train.corpus import Corpus
 from specx.train.loader import BatchLoader
+from specx.train.packing import batch_shape, plan_epoch, shuffled
 from specx.train.pipeline import run
 
 
@@ -30,19 +31,20 @@ class FirstStepError(Exception):
 
 
 class Epochs:
-    """A loader that may be gone through again, each time from a store opened anew and in an order of its own."""
+    """A loader that may be gone through again, each time in another order, as the epochs of a run are."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._random = np.random.default_rng(0)
+        opened = FeatureStore.open(folder)
+        self._corpus = Corpus([FeatureReader(opened)], opened.info.boundaries)
+        self._shape = batch_shape(self._corpus.length, BATCH_SEQUENCES * MAX_LENGTH)
+        self._buffers = Buffers()
+        self._epoch = 0
 
     def __iter__(self) -> Iterator[Any]:
-        opened = FeatureStore.open(self._folder)
-        corpus = Corpus([FeatureReader(opened)], opened.info.boundaries)
-        order = self._random.permutation(len(corpus.length)).tolist()
-        batches = [order[at : at + BATCH_SEQUENCES] for at in range(0, len(order), BATCH_SEQUENCES)]
-        plans = [[[sequence] for sequence in batch] for batch in batches]
-        return iter(BatchLoader(corpus, plans, corpus.length.tolist()))
+        order = shuffled(self._corpus.unit, None, seed=0, epoch=self._epoch)
+        self._epoch += 1
+        plans = plan_epoch(self._corpus.length, self._shape, order)
+        return iter(BatchLoader(self._corpus, plans, self._corpus.length.tolist(), buffers=self._buffers))
 
 
 class Ours(Candidate):
