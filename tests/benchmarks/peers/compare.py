@@ -141,6 +141,18 @@ class Comparison:
                 if name in self._children:
                     yield name, variant
 
+    def first_batch(self, rounds: int) -> dict[str, dict[str, Any]]:
+        """Open every store anew each round and return the seconds until its first batch is there."""
+        seconds: Seconds = {}
+        for number in range(rounds):
+            for name, variant in self._variants():
+                warm(self.folders[f"{name} {variant}"])
+                with self._excusing(name):
+                    found = self._children[name]("first_batch", workspace=str(self._workspace), variant=variant)
+                    seconds.setdefault(f"{name} {variant}", []).append(found)
+            progress("first batch", number + 1, rounds)
+        return {key: {"first_batch": each} for key, each in self._complete(seconds).items()}
+
     def read(self, rounds: int) -> dict[str, dict[str, Any]]:
         """Read every variant once a round; return the processes that were best, and tokens a second by round.
 
@@ -263,8 +275,9 @@ def compare(arguments: argparse.Namespace, workspace: Path) -> dict[str, Any]:
             result["start"] = comparison.start(arguments.start_rounds, 200)
         if "store" in arguments.only:
             result["store"] = comparison.write(arguments.sequences)
-            for key, found in comparison.read(arguments.read_rounds).items():
-                result["store"][key] |= found
+            for measure in (comparison.first_batch, comparison.read):
+                found = measure(arguments.read_rounds)
+                result["store"] = {key: each | found[key] for key, each in result["store"].items() if key in found}
     return result
 
 

@@ -112,6 +112,13 @@ class Candidate(ABC):
             tokens = self._epoch(self._loaders[key])
         return watch.found | {"tokens": tokens}
 
+    def first_batch(self, workspace: str, variant: str) -> dict[str, float]:
+        """Go from a finished store to its first batch, which a step could begin with; return seconds."""
+        with Stopwatch() as watch:
+            batches = iter(self.loader(Path(workspace) / f"{self.package}-{variant}", variant, 0))
+            next(batches)
+        return watch.found
+
     def forget(self, variant: str, workers: int) -> None:
         """End the processes of a loader."""
         self._loaders.pop((variant, workers), None)
@@ -189,6 +196,7 @@ def serve(candidate: Candidate) -> None:
         "write_target": candidate.write_target,
         "error": candidate.error,
         "read": candidate.read,
+        "first_batch": candidate.first_batch,
         "forget": candidate.forget,
         "step": candidate.step,
         "start": candidate.start,
