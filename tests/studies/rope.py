@@ -109,7 +109,7 @@ def run(settings: Settings, out: Path) -> None:
     }
     write_json(results, out / "results.json")
     (out / "tables.md").write_text(tables(results))
-    (out / "yarn.svg").write_text(plot(results))
+    plot(results, out / "yarn.svg")
     print(f"{out}: results.json, tables.md, yarn.svg; {sum(seconds.values()) / 60:.1f} minutes in all")
 
 

@@ -6,8 +6,12 @@ weights and order of the data for every rope.
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 Results = Mapping[str, Any]
 Way = tuple[str, str]
@@ -140,96 +144,50 @@ PLOTTED = {
     "trained with it, served with the target's": SERVED_BY_TARGET,
     "trained with the target's, served with it": CONTROLS[2:],
 }
-WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM, LEGEND = 720, 330, 64, 16, 46, 62, 116
-"""Pixels: of the plot, of a panel's height, of what stands around its axes, and of the legend's height."""
 COLOURS = {"yarn-truncated": "#0072b2", "plain-150000": "#d55e00", "plain-10000": "#009e73"}
+_DASHES = ("solid", "dashed", "dotted")
+_SPREAD = 0.06
+"""Of a bucket's width, between lines, so that whiskers do not hide each other."""
 
 
-def plot(results: Results) -> str:
-    """Return an SVG: a panel for each length, in it the differences from the baseline by context."""
-    ways = [way for ways in PLOTTED.values() for way in ways]
-    lengths = results["settings"]["lengths"]
-    cells = {(length, *way): differences(results, length, way, BASELINE) for length in lengths for way in ways}
-    values = [value for each in cells.values() for cell in each.values() for value in cell]
-    step = next(each for each in (0.5, 1, 2, 5, 10, 20) if (max(values) - min(values)) / each <= 8)
-    low, high = step * (min(*values, 0) // step), step * -(-max(*values, 0) // step)
-    height = len(lengths) * PANEL + LEGEND
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        'font-family="system-ui, sans-serif" font-size="15" fill="#222">',
-        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
+def plot(results: Results, path: Path) -> None:
+    """Write an SVG: a panel for each length, in it the differences from the baseline by context.
+
+    Colours are ropes, dashes are ways to use them.
+    """
+    lengths, buckets = results["settings"]["lengths"], list(results["texts"])
+    ways = [(way, dashes) for ways, dashes in zip(PLOTTED.values(), _DASHES, strict=True) for way in ways]
+    figure = Figure(figsize=(7.2, 3.6 * len(lengths)), layout="constrained")
+    panels = figure.subplots(len(lengths), sharey=True, squeeze=False)[:, 0]
+    for length, axes in zip(lengths, panels, strict=True):
+        axes.axhline(0, color="black", linewidth=1)
+        for number, (way, dashes) in enumerate(ways):
+            found = differences(results, length, way, BASELINE)
+            means, least, most = zip(*(found[bucket] for bucket in buckets), strict=True)
+            shift = _SPREAD * (number - (len(ways) - 1) / 2)
+            axes.errorbar(
+                [place + shift for place in range(len(buckets))],
+                means,
+                yerr=[
+                    [mean - low for mean, low in zip(means, least, strict=True)],
+                    [high - mean for mean, high in zip(means, most, strict=True)],
+                ],
+                color=COLOURS[next(rope for rope in way if rope in COLOURS)],
+                linestyle=dashes,
+                marker="o",
+                markersize=4,
+            )
+        axes.set_title(f"Trained at {length} tokens", loc="left")
+        axes.set_xticks(range(len(buckets)), buckets)
+        axes.set_ylabel("against the target's rope, %")
+        axes.grid(axis="y", alpha=0.3)
+    panels[-1].set_xlabel("context, tokens")
+    keys = [Line2D([], [], color=colour, marker="o", label=NAMES[rope]) for rope, colour in COLOURS.items()]
+    keys += [
+        Line2D([], [], color="black", linestyle=dashes, label=label)
+        for label, dashes in zip(PLOTTED, _DASHES, strict=True)
     ]
-    for number, length in enumerate(lengths):
-        axes = _Axes(number * PANEL, low, high, list(results["texts"]))
-        parts += axes.drawn(f"Trained at {length} tokens: acceptance length against the target's rope, %", step)
-        for shift, way in enumerate(ways):
-            parts += axes.line(cells[(length, *way)], way, 5 * (shift - (len(ways) - 1) / 2))
-    return "\n".join([*parts, *_legend(len(lengths) * PANEL), "</svg>\n"])
-
-
-def _legend(top: int) -> list[str]:
-    """Colours are ropes, dashes are ways to use them."""
-    parts = []
-    for number, (rope, colour) in enumerate(COLOURS.items()):
-        x = 24 + 230 * number
-        parts.append(f'<circle cx="{x + 6}" cy="{top + 15}" r="6" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 20}" y="{top + 20}">{NAMES[rope]}</text>')
-    for number, (label, ways) in enumerate(PLOTTED.items()):
-        y = top + 48 + 24 * number
-        parts.append(f'<path d="M24 {y - 5}h60" stroke="#222" {_line_style(ways[0])}/>')
-        parts.append(f'<text x="96" y="{y}">{escape(label)}</text>')
-    return parts
-
-
-class _Axes:
-    """One panel."""
-
-    def __init__(self, top: int, low: float, high: float, buckets: list[str]) -> None:
-        self._top, self._low, self._high, self._buckets = top, low, high, buckets
-
-    def x(self, bucket: int) -> float:
-        return LEFT + (bucket + 0.5) * (WIDTH - LEFT - RIGHT) / len(self._buckets)
-
-    def y(self, value: float) -> float:
-        share = (self._high - value) / (self._high - self._low)
-        return self._top + TOP + share * (PANEL - TOP - BOTTOM)
-
-    def drawn(self, title: str, step: float) -> list[str]:
-        parts = [f'<text x="{LEFT - 40}" y="{self._top + 26}" font-weight="600">{escape(title)}</text>']
-        for number in range(round((self._high - self._low) / step) + 1):
-            value = self._low + number * step
-            colour, y = "#222" if value == 0 else "#ddd", self.y(value)
-            parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{colour}"/>')
-            parts.append(f'<text x="{LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{value:+g}</text>')
-        for number, bucket in enumerate(self._buckets):
-            at = f'x="{self.x(number):.1f}" text-anchor="middle"'
-            parts.append(f'<text {at} y="{self._top + PANEL - BOTTOM + 22}">{bucket}</text>')
-        middle = (WIDTH + LEFT - RIGHT) / 2
-        parts.append(
-            f'<text x="{middle}" y="{self._top + PANEL - BOTTOM + 44}" text-anchor="middle">context, tokens</text>'
-        )
-        return parts
-
-    def line(self, cells: Mapping[str, Cell], way: Way, shift: float) -> list[str]:
-        points = [(self.x(number) + shift, cells[bucket]) for number, bucket in enumerate(self._buckets)]
-        path = " ".join(f"{x:.1f},{self.y(mean):.1f}" for x, (mean, _, _) in points)
-        whiskers = "".join(f"M{x:.1f} {self.y(least):.1f}V{self.y(most):.1f}" for x, (_, least, most) in points)
-        stroke = f'stroke="{COLOURS[_rope(way)]}"'
-        return [
-            f'<polyline points="{path}" fill="none" {stroke} {_line_style(way)}/>',
-            f'<path d="{whiskers}" {stroke}/>',
-            *(
-                f'<circle cx="{x:.1f}" cy="{self.y(mean):.1f}" r="3.5" fill="{COLOURS[_rope(way)]}"/>'
-                for x, (mean, _, _) in points
-            ),
-        ]
-
-
-def _rope(way: Way) -> str:
-    """Return the one that is not the target's."""
-    return way[0] if way[0] != BASELINE[0] else way[1]
-
-
-def _line_style(way: Way) -> str:
-    kinds = {way[0] == way[1]: "", way[0] == BASELINE[0] != way[1]: ' stroke-dasharray="2 4"'}
-    return 'stroke-width="2.5"' + kinds.get(True, ' stroke-dasharray="9 5"')
+    figure.legend(handles=keys, loc="outside lower left", ncols=2, frameon=False)
+    # The same file for the same results.
+    with mpl.rc_context({"svg.hashsalt": "specx"}):
+        figure.savefig(path, metadata={"Date": None})
