@@ -121,12 +121,13 @@ def estimate(config: EvaluateConfig) -> EstimateSummary:
     embed_tokens = head.embed_tokens.to(device)
 
     lengths = corpus.length
+    tokens: list[int] = lengths.tolist()
     chosen = np.asarray(sequences, np.int64)
     steps = config.num_speculative_tokens
     greedy, text = _Walks(), _Walks()
     sums = torch.zeros(4, steps)
     for plan in plan_epoch(lengths, batch_shape(lengths[chosen], _BATCH_TOKENS), chosen):
-        batch = read_batch(corpus, plan, lengths.tolist()).to(device)
+        batch = read_batch(corpus, plan, tokens).to(device)
         anchors = torch.stack([each.flatten() for each in supervised_anchors(batch, steps)])
         rows = computed_rows(batch, anchors[0].view_as(batch.documents))
         comparison = Comparison(
