@@ -59,6 +59,7 @@ bench-peers: setup
 
 # docs/yarn.md, some forty minutes on two cores; stopped, it goes on where it was.
 study-rope: setup
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[study]'
 	$(BIN)/python -m specx.tests.studies.rope
 
 lint: setup

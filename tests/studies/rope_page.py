@@ -9,10 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
 Results = Mapping[str, Any]
 Way = tuple[str, str]
 """The rope that drafts were trained with, and the one that they are served with."""
@@ -155,6 +151,10 @@ def plot(results: Results, path: Path) -> None:
 
     Colours are ropes, dashes are ways to use them.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     lengths, buckets = results["settings"]["lengths"], list(results["texts"])
     ways = [(way, dashes) for ways, dashes in zip(PLOTTED.values(), _DASHES, strict=True) for way in ways]
     figure = Figure(figsize=(7.2, 3.6 * len(lengths)), layout="constrained")
