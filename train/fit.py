@@ -53,9 +53,13 @@ class TrainSummary:
     seconds: float
 
 
-def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus) -> TrainSummary:
-    """Train, or go on, to the end of a run that was begun. Raises SpecxError; KeyboardInterrupt once ^C is saved."""
-    data = FeatureData(config, corpus, directory.record().batches_per_step)
+def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus, data: FeatureData | None = None) -> TrainSummary:
+    """Train, or go on, to the end of a run that was begun. Raises SpecxError; KeyboardInterrupt once ^C is saved.
+
+    ``data`` is the run's, if it is planned already: of a large corpus that takes seconds.
+    """
+    if data is None:
+        data = FeatureData(config, corpus, directory.record().batches_per_step)
     data.known = membership(directory.vocabulary(), corpus.info.vocab_size)
     precision = config.precision
     if precision == "auto":

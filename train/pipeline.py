@@ -33,6 +33,7 @@ def run(config: TrainConfig) -> TrainSummary:
     directory = RunDirectory(config.out)
     stores = [FeatureStore.open(store, cache_bytes=config.cache_bytes) for store in config.store]
     target = stores[0].info.target.model_dump()
+    data = None
     if directory.is_begun:
         directory.require_same(config, target)
         if directory.result.exists():
@@ -61,7 +62,7 @@ def run(config: TrainConfig) -> TrainSummary:
         directory.begin(record, spec, vocabulary)
     with disk_errors(directory.path):
         if config.devices == 1 and config.strategy != "fsdp":
-            summary = fit(config, directory, corpus)
+            summary = fit(config, directory, corpus, data)
         else:
             summary = TrainSummary(**launch(config, fit_rank))
         directory.finish(dataclasses.asdict(summary))

@@ -42,8 +42,9 @@ VARIANTS = {
     "modelopt": ("bf16",),
     "automodel": ("bf16 top-128",),
 }
-WAYS = {"ours": ("plain", "metrics")}
-"""Ways to take a step; one, ``plain``, if none are named."""
+WAYS = {"ours": ("plain", "metrics", "floor")}
+"""Ways to take a step; one, ``plain``, if none are named. The floor is the products and the attention alone,
+of all rows."""
 CASES = [(dtype, is_half) for dtype in ("float32", "bfloat16") for is_half in (False, True)]
 WORKERS = (0, 2)
 WARM_UP = 2
