@@ -18,6 +18,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ of all rows."""
 CASES = [(dtype, is_half) for dtype in ("float32", "bfloat16") for is_half in (False, True)]
 WORKERS = (0, 2)
 WARM_UP = 2
+PAUSE_S = 0.05
+"""Between turns: threads that have just worked spin for a moment before they sleep, on a core of whose turn it is."""
 Seconds = dict[str, list[dict[str, float]]]
 
 
@@ -69,8 +72,6 @@ class Comparison:
         os.environ |= {
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
-            # Threads that wait for work must not take a core from whose turn it is.
-            "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": "2",
         }
 
@@ -197,6 +198,7 @@ class Comparison:
                 for name, child in list(self._children.items()):
                     with self._excusing(name):
                         for way in WAYS.get(name, ("plain",)):
+                            time.sleep(PAUSE_S)
                             taken = child("step", dtype=dtype, is_half=is_half, way=way)
                             if number >= WARM_UP:
                                 seconds.setdefault(f"{name} {way}", []).append(taken)
