@@ -41,9 +41,9 @@ test: setup
 
 # What the tests do a little of, at length: kills of two writers at once, and damage.
 torture: setup
-	SPECX_KILLS=200 SPECX_S3_KILLS=50 SPECX_CORRUPTIONS=300 SPECX_EXTRACT_KILLS=20 SPECX_REGENERATE_KILLS=2 \
+	SPECX_KILLS=200 SPECX_S3_KILLS=50 SPECX_CORRUPTIONS=300 SPECX_EXTRACT_KILLS=20 \
 	  $(BIN)/pytest -s tests/storage/test_kills.py tests/storage/test_corruptions.py \
-	    tests/extract/test_kill.py tests/extract/test_regenerate.py
+	    tests/extract/test_kill.py
 
 bench: setup
 	$(BIN)/python tests/benchmarks/extract.py --json

@@ -120,11 +120,11 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def expect_exactly() -> Callable[[str, int], None]:
+def expect_exactly() -> Callable[[str | Path, int], None]:
     """Check that a store is sound and holds sequences 0 to ``n - 1``, each once, bit for bit."""
 
-    def check(url: str, n: int) -> None:
-        store = FeatureStore.open(url)
+    def check(path: str | Path, n: int) -> None:
+        store = FeatureStore.open(path)
         assert verify(store).problems == []
         names = [bytes(row) for row in store.catalogue().ids]
         expected = [sequence(i) for i in range(n)]
