@@ -19,6 +19,7 @@ import torch
 from .batch import Batch
 from .labels import Labels, Vocabulary, labels
 from .losses import LossName, row_losses
+from .products import product
 from .rows import Rows
 
 _CPU_ROWS, _GPU_ROWS = 512, 4096
@@ -104,7 +105,7 @@ class _JointLoss(torch.autograd.Function):
                 continue
             scale = chunk.scale[:, None]
             if needs_outputs:
-                parts = ((slope @ weight) * scale).chunk(len(outputs))
+                parts = (product(slope, weight.T) * scale).chunk(len(outputs))
                 for grad, row, part in zip(grad_outputs, chunk.row, parts, strict=True):
                     grad.index_copy_(0, row, part.to(grad.dtype))
             if grad_head is not None:
@@ -192,11 +193,8 @@ class _Chunks:
         """Add to the results; return the gradient (M, Vd) of the losses' sum, each row's with weight 1."""
         comparison = self._comparison
         target = labels(comparison.batch, chunk.tokens, comparison.vocabulary, comparison.dtype)
-        narrow = self._take_room("logits", comparison.dtype, chunk)
-        torch.mm(chunk.hidden, self._weight.T, out=narrow)
-        logits = self._take_room("logits", torch.float32, chunk)
-        if logits is not narrow:
-            logits.copy_(narrow)
+        narrow = product(chunk.hidden, self._weight)
+        logits = narrow.float()
         if comparison.with_metrics:
             self._measure(chunk, logits, target)
         if comparison.loss == "cross_entropy" and target.ids is None:

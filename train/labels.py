@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .batch import Batch
+from .products import product
 
 IMPOSSIBLE = -1e30
 """Log-probability of what cannot be; its exponential is 0, and a difference of two is finite."""
@@ -91,7 +91,7 @@ def labels(batch: Batch, tokens: torch.Tensor, vocabulary: Vocabulary, dtype: to
     """Return the labels of some tokens (C,) of the flattened batch; matrices are multiplied in ``dtype``."""
     if batch.last_hidden is not None:
         hidden = batch.last_hidden.flatten(0, 1)[tokens].to(dtype)
-        logits = F.linear(hidden, vocabulary.target_head.to(dtype)).float()
+        logits = product(hidden, vocabulary.target_head.to(dtype)).float()
         return Labels(logits=logits, log_sum=batch.lse.flatten()[tokens][:, None], ids=None)
     assert batch.topk_ids is not None
     assert batch.topk_logprob is not None

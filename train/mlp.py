@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from .products import product
+
 _CPU_BLOCK = 1 << 18
 """Elements of a block of rows, of which a CPU's cache holds several."""
 
 
-def add_swiglu_mlp(
-    residual: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
-) -> torch.Tensor:
-    """Return ``residual + (silu(x gateᵀ) * (x upᵀ)) downᵀ`` (R, H), ``gate`` and ``up`` (I, H) and ``down`` (H, I).
+def add_swiglu_mlp(residual: torch.Tensor, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Return ``residual + (silu(x gateᵀ) * (x upᵀ)) downᵀ`` (R, H): SwiGLU (arXiv 2002.05202).
 
-    SwiGLU (arXiv 2002.05202).
+    ``gate_up`` (2I, H) has both matrices one below the other, ``down`` is (H, I).
     """
-    result: torch.Tensor = _SwigluMLP.apply(residual, x, gate, up, down)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _SwigluMLP.apply(residual, x, gate_up, down)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -29,31 +29,26 @@ class _SwigluMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        residual: torch.Tensor,
-        x: torch.Tensor,
-        gate: torch.Tensor,
-        up: torch.Tensor,
-        down: torch.Tensor,
+        ctx: Any, residual: torch.Tensor, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
     ) -> torch.Tensor:
-        gated, lifted = x @ gate.T, x @ up.T
-        inner = torch.empty_like(gated)
-        for g, u, out in _blocks(gated, lifted, inner):
+        projected = product(x, gate_up)
+        inner = projected.new_empty(len(x), down.shape[1])
+        for g, u, out in _blocks(*projected.chunk(2, dim=1), inner):
             torch.mul(F.silu(g), u, out=out)
-        ctx.save_for_backward(x, gate, up, down, inner)
-        # Their gradients take their place.
-        ctx.projected = gated, lifted
-        return torch.addmm(residual, inner, down.T)
+        ctx.save_for_backward(x, gate_up, down, inner)
+        # Its gradient takes its place.
+        ctx.projected = projected
+        return product(inner, down, residual)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x, gate, up, down, inner = ctx.saved_tensors
-        gated, lifted = ctx.projected
-        for g, u, change in _blocks(gated, lifted, grad @ down):
-            grad_lifted = F.silu(g).mul_(change)
+        x, gate_up, down, inner = ctx.saved_tensors
+        projected = ctx.projected
+        for g, u, change in _blocks(*projected.chunk(2, dim=1), product(grad, down.T)):
+            activated = F.silu(g)
             torch.ops.aten.silu_backward.grad_input(u.mul_(change), g, grad_input=g)
-            u.copy_(grad_lifted)
-        return grad, (gated @ gate).addmm_(lifted, up), gated.T @ x, lifted.T @ x, grad.T @ inner
+            torch.mul(activated, change, out=u)
+        return grad, product(projected, gate_up.T), projected.T @ x, grad.T @ inner
 
 
 def _blocks(*wide: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -10,13 +10,13 @@ D head dimension, n query heads, m key heads.
 """
 
 import torch
-from torch.nn import functional as F
 
 from .attention import attend
 from .batch import Batch
 from .draft import Draft
 from .mlp import add_swiglu_mlp
 from .norm import normalised
+from .products import linear
 from .rope import rotate_rows
 from .rows import Rows
 
@@ -36,15 +36,13 @@ def unroll(
     weight = torch.cat([each.weight for each in projections])  # ((n + 2m) D, 2H)
     embedding_weight = (weight[:, :H] * layer.input_layernorm.weight).to(dtype)
     hidden_weight = (weight[:, H:] * layer.hidden_norm.weight).to(dtype)
-    gate_weight, up_weight = (
-        (projection.weight * layer.post_attention_layernorm.weight).to(dtype)
-        for projection in (layer.mlp.gate_proj, layer.mlp.up_proj)
-    )
+    gate_up = torch.cat((layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight))  # (2I, H)
+    gate_up_weight = (gate_up * layer.post_attention_layernorm.weight).to(dtype)
     output_weight, down_weight = attention.o_proj.weight.to(dtype), layer.mlp.down_proj.weight.to(dtype)
     residual_weight = layer.hidden_norm.weight.to(dtype)
 
     embedded = draft.embed(batch.input_ids.flatten(), embed_tokens)
-    projected = F.linear(normalised(embedded, eps).to(dtype), embedding_weight)  # (N, (n + 2m) D)
+    projected = linear(normalised(embedded, eps).to(dtype), embedding_weight)  # (N, (n + 2m) D)
     hidden = _fused(draft, batch.aux_hidden.flatten(0, 1).to(dtype))  # (N, H)
     positions = batch.positions.flatten()
     last = len(positions) - 1
@@ -54,7 +52,7 @@ def unroll(
     angles = _cos_sin(draft, [positions, *(positions[rows.flat] + step for step in range(steps))], dtype)
     following = torch.arange(1, last + 2, device=positions.device).clamp_(max=last)
     from_embeddings = projected[:, query_width:].index_select(0, following)
-    pairs = torch.addmm(from_embeddings, normed_hidden, hidden_weight[query_width:].T)
+    pairs = linear(normed_hidden, hidden_weight[query_width:], from_embeddings)
     first_keys, first_values = _heads(pairs, D).chunk(2, dim=1)  # (N, m, D)
     first_keys = rotate_rows(first_keys, *angles[0])
     hidden, normed_hidden = hidden.index_select(0, rows.flat), normed_hidden.index_select(0, rows.flat)
@@ -66,11 +64,11 @@ def unroll(
         ahead = (rows.flat + step + 1).clamp_(max=last)
         if step == 0:
             from_embeddings = projected[:, :query_width].index_select(0, ahead)
-            queries = torch.addmm(from_embeddings, normed_hidden, hidden_weight[:query_width].T)
+            queries = linear(normed_hidden, hidden_weight[:query_width], from_embeddings)
             q = rotate_rows(_heads(queries, D), *angles[step + 1])
         else:
             normed_hidden = normalised(hidden, eps)
-            mixed = torch.addmm(projected.index_select(0, ahead), normed_hidden, hidden_weight.T)
+            mixed = linear(normed_hidden, hidden_weight, projected.index_select(0, ahead))
             counts = [attention.heads, attention.kv_heads, attention.kv_heads]
             q, key, value = torch.split_with_sizes(_heads(mixed, D), counts, dim=1)
             q = rotate_rows(q, *angles[step + 1])
@@ -78,9 +76,9 @@ def unroll(
             later_values.append(value)
         attended = attend(q, first_keys, first_values, later_keys, later_values, rows, spec.sliding_window)
         start = normed_hidden * residual_weight if spec.norm_before_residual else hidden
-        residual = torch.addmm(start, attended.flatten(1), output_weight.T)
+        residual = linear(attended.flatten(1), output_weight, start)
         inner = normalised(residual, eps)
-        streamed = add_swiglu_mlp(residual, inner, gate_weight, up_weight, down_weight)
+        streamed = add_swiglu_mlp(residual, inner, gate_up_weight, down_weight)
         normed = normalised(streamed, eps, draft.norm.weight)
         outputs.append(normed)
         hidden = draft.feedback(streamed, normed)
@@ -97,7 +95,7 @@ def _fused(draft: Draft, aux_hidden: torch.Tensor) -> torch.Tensor:
     if draft.spec.norm_before_fc:
         joined = normalised(joined, draft.spec.rms_norm_eps)
         weight = weight * draft.input_norm.weight
-    return F.linear(joined, weight.to(joined.dtype))
+    return linear(joined, weight.to(joined.dtype))
 
 
 def _cos_sin(
