@@ -51,14 +51,17 @@ def test_a_run_reads_the_same_batches_from_few_buffers_whatever_is_kept_of_them(
     corpus = Corpus([FeatureReader(FeatureStore.open(tiny_store))], (1, 3, 5))
     config = TrainConfig(store=str(tiny_store), out="unused", epochs=3, batch_tokens=1024)
     data = FeatureData(config, corpus)
-    places = set()
+    sizes, places = [], []
     kept = []
     for number, batch in enumerate(itertools.islice(data.train_dataloader(), 60)):
         expected = read_batch(corpus, data.plans[number], data.lengths)
         assert same(batch, expected)
-        places.add(batch.aux_hidden.data_ptr())
+        sizes.append(batch.aux_hidden.numel())
+        places.append(batch.aux_hidden.data_ptr())
         if number % 20 == 0:
             kept.append((batch, expected))
     assert all(same(*pair) for pair in kept)
-    # Those of the first batches may have been too small for a later one.
-    assert len(places) <= 2 * (BATCHES_IN_MEMORY + len(kept))
+    # From the largest batch on, new buffers fit every batch; there may be as many that are older and smaller.
+    largest = sizes.index(max(sizes))
+    assert largest < 30
+    assert len(set(places[largest:])) <= 2 * (BATCHES_IN_MEMORY + len(kept))
