@@ -29,6 +29,8 @@ from specx.extract.target import open_target
 
 from ..conftest import SPECX
 
+pytestmark = pytest.mark.long
+
 KILLS = 2
 PROMPTS = 200
 NEW_TOKENS = 96

@@ -20,6 +20,8 @@ from specx.train.pipeline import run
 
 from ..conftest import SPECX
 
+pytestmark = pytest.mark.long
+
 STEPS = 40
 
 

@@ -30,6 +30,8 @@ from specx.train.run import RunDirectory
 
 from ..conftest import SPECX
 
+pytestmark = pytest.mark.long
+
 STEPS = 16
 Curve = Callable[..., dict[int, float]]
 

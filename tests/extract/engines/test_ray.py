@@ -34,6 +34,8 @@ from specx.storage.verify import verify
 
 from ...conftest import SPECX
 
+pytestmark = pytest.mark.long
+
 ROWS = 150
 BAD_ROWS = 3
 TOKEN, ROWS_WITH_TOKEN = 563, 6

@@ -31,6 +31,8 @@ from specx.storage.schema import Array, SequenceFeatures
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
+pytestmark = pytest.mark.long
+
 ANSWERS = 200
 SHORT = 1000
 CRAMPED_LENGTH = 600

@@ -19,6 +19,8 @@ from specx.storage.verify import verify
 
 from ...conftest import SPECX
 
+pytestmark = pytest.mark.long
+
 ROWS = 60
 DUPLICATES = 7
 SETTINGS = {

@@ -20,6 +20,8 @@ from specx.train.pipeline import run as train
 from ..targets import CONFIGS, make_rows, make_target
 from .agreement import Job, Served, agreement, serve
 
+pytestmark = pytest.mark.long
+
 PLAIN = {"norm_output": False, "fc_norm": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "eagle3": {"preset": "eagle3", "ttt_steps": 3},

@@ -20,6 +20,8 @@ from specx.train.pipeline import run as train
 
 from .conftest import MAX_NEW_TOKENS, QUESTIONS
 
+pytestmark = pytest.mark.long
+
 KEYS = {
     "acceptance_length",
     "per_position",
