@@ -25,6 +25,8 @@ from .rows import Rows
 _CPU_ROWS, _GPU_ROWS = 512, 4096
 """Rows of a chunk: few enough for a CPU's cache, enough that what a chunk adds to the head's gradient is worth the
 pass over it."""
+_TILE = 16
+"""Tokens of a chunk are a multiple of it: whole tiles of the matrix product, and few sizes to compile code for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,13 +163,16 @@ class _Chunks:
         for step in range(K):
             is_anchor[step, step + 1 :] = anchors[step, : N - step - 1]
             row[step, step + 1 :] = torch.where(anchors[step], rows.of, R)[: N - step - 1]
-        self._tokens = is_anchor.any(0).nonzero().flatten()
+        tokens = is_anchor.any(0).nonzero().flatten()
+        # A token more than once, to fill the last tile; only the first time it counts.
+        self._tokens = torch.cat((tokens, tokens[:1].expand(-len(tokens) % _TILE)))
         self._is_anchor, self._row = is_anchor[:, self._tokens], row[:, self._tokens]
+        self._is_anchor[:, len(tokens) :], self._row[:, len(tokens) :] = False, R
         best = comparison.batch.argmax.flatten()[self._tokens]
         self._has_label = self._is_anchor & comparison.vocabulary.t2d[best]
         results.counts.copy_(self._has_label.sum(1))
         self._scale = (self._has_label * comparison.weights[:, None]).to(comparison.dtype)
-        self._room: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._room: dict[str, torch.Tensor] = {}
 
     def cut(self) -> Iterator[_Chunk]:
         """Yield the chunks, with what the draft has for each."""
@@ -194,11 +199,11 @@ class _Chunks:
         comparison = self._comparison
         target = labels(comparison.batch, chunk.tokens, comparison.vocabulary, comparison.dtype)
         narrow = product(chunk.hidden, self._weight)
-        logits = narrow.float()
+        logits = narrow if narrow.dtype == torch.float32 else self._take_room("logits", chunk).copy_(narrow)
         if comparison.with_metrics:
             self._measure(chunk, logits, target)
         if comparison.loss == "cross_entropy" and target.ids is None:
-            q = self._take_room("probabilities", torch.float32, chunk)
+            q = self._take_room("probabilities", chunk)
             losses = _exact_cross_entropy(logits, target.logits.softmax(-1), q)
             slope = q if needs_grad else None
         else:
@@ -209,12 +214,12 @@ class _Chunks:
             return slope
         return narrow.copy_(slope)
 
-    def _take_room(self, name: str, dtype: torch.dtype, chunk: _Chunk) -> torch.Tensor:
-        """Return memory (M, Vd), the same for every chunk: new pages cost as much as what is written to them."""
+    def _take_room(self, name: str, chunk: _Chunk) -> torch.Tensor:
+        """Return memory (M, Vd) float32, the same for every chunk: new pages cost as much as writing to them."""
         M = len(chunk.hidden)
-        room = self._room.get((name, dtype))
+        room = self._room.get(name)
         if room is None or len(room) < M:
-            room = self._room[name, dtype] = self._weight.new_empty(M, len(self._weight), dtype=dtype)
+            room = self._room[name] = self._weight.new_empty(M, len(self._weight), dtype=torch.float32)
         return room if len(room) == M else room[:M]
 
     def _measure(self, chunk: _Chunk, logits: torch.Tensor, target: Labels) -> None:
@@ -251,5 +256,4 @@ def _by_autograd(
 
 def _chunk_tokens(steps: int, device: str) -> int:
     """Return how many tokens make a chunk."""
-    # Whole tiles of the matrix product.
-    return max(16, (_CPU_ROWS if device == "cpu" else _GPU_ROWS) // steps // 16 * 16)
+    return max(_TILE, (_CPU_ROWS if device == "cpu" else _GPU_ROWS) // steps // _TILE * _TILE)

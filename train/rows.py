@@ -16,6 +16,10 @@ from .batch import PADDING, Batch
 _CLOSED_GAP = 32
 """Unsupervised anchors between two runs that are computed too: less work than another call of the kernel."""
 
+_MULTIPLE = 64
+"""Of which rows are a multiple, if there are anchors enough in front of runs: oneDNN compiles code for each number of
+rows that it meets, which for small matrices takes longer than some rows more."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -59,10 +63,13 @@ def computed_rows(batch: Batch, anchors: torch.Tensor) -> Rows:
     ends = torch.cat((begins[1:], begins.new_tensor([len(wanted)])[: len(begins)])) - 1
     described = torch.stack((wanted[begins], wanted[ends], first_of[number[wanted[begins]]]), dim=1).tolist()
     runs: list[Run] = []
-    row = 0
-    for first, last, document_start in described:
+    row = free = 0
+    lacking = -sum(last - first + 1 for first, last, _ in described) % _MULTIPLE
+    for wanted_first, last, document_start in described:
+        first = wanted_first - min(lacking, wanted_first - max(document_start, free))
+        lacking -= wanted_first - first
         runs.append(Run(first_row=row, stop_row=row + last - first + 1, first=first, document=document_start))
-        row = runs[-1].stop_row
+        row, free = runs[-1].stop_row, last + 1
     flat = (
         torch.cat([torch.arange(run.first, run.first + run.stop_row - run.first_row) for run in runs])
         if runs

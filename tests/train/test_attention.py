@@ -45,6 +45,20 @@ def test_every_anchor_asked_for_is_computed_and_runs_stay_in_their_documents(lon
         assert run.document % 400 == 0 or document[run.document - 1] != document[run.document]
 
 
+@pytest.mark.parametrize("last", [370, 371, 399])
+def test_rows_are_a_multiple_of_64_by_anchors_in_front_of_the_wanted(long_batch: Batch, last: int) -> None:
+    long_batch.loss_mask[1, 100:last] = True
+    rows = rows_of(long_batch)
+    assert len(rows.flat) % 64 == 0
+    assert len(rows.flat.unique()) == len(rows.flat)
+    assert len(rows.flat) - int(long_batch.loss_mask.sum()) < 64 + 32
+
+
+def test_rows_are_the_wanted_ones_where_nothing_is_in_front_of_them(long_batch: Batch) -> None:
+    long_batch.loss_mask[:] = long_batch.documents != PADDING
+    assert torch.equal(rows_of(long_batch).flat, long_batch.loss_mask.flatten().nonzero().flatten())
+
+
 def test_a_batch_without_anchors_has_no_rows(long_batch: Batch) -> None:
     rows = computed_rows(long_batch, torch.zeros_like(long_batch.loss_mask))
     assert (len(rows.flat), rows.runs) == (0, [])
