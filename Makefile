@@ -35,10 +35,10 @@ demo: setup
 	$(BIN)/specx export --run demo/run --out demo/draft
 	$(BIN)/specx evaluate --draft demo/draft --target $(TARGET) --data $(ANSWERS)/dev.parquet --json
 
-# Three files at a time, as most wait for a process to start now and then; in the order in which conftest.py puts
-# them. One thread each: threads of several torches on the same cores wait for each other.
+# Two files at a time, in the order in which conftest.py puts them, each on a core of its own: threads of several torches
+# on the same cores wait for each other.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 # What the tests do a little of, at length: kills of two writers at once, and damage.
 torture: setup

@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from specx.tests.command import run_command
+
 DATA = Path(__file__).parent / "data"
 
 # A shell that runs the tests in the background has its children ignore ^C.
@@ -34,7 +36,7 @@ from specx.cli import main
 main()
 """
 SPECX = [sys.executable, "-c", _PROGRAM]
-"""The command line as the beginning of a command."""
+"""The command line as the beginning of a command that a test starts, and kills, by itself."""
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -61,9 +63,8 @@ def regen() -> Path:
 def specx() -> Specx:
     """Run the command line in a process of its own and return what it printed."""
 
-    def run(*arguments: str | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-        command = [*SPECX, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    def run(*arguments: str | int | Path, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+        return run_command([str(each) for each in arguments], timeout)
 
     return run
 

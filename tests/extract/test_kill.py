@@ -3,10 +3,10 @@
 8 kills, or as many as SPECX_EXTRACT_KILLS says: `make torture` has 20.
 """
 
-import multiprocessing
 import os
 import random
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
+from specx.tests.command import CONTEXT
 
 KILLS = int(os.environ.get("SPECX_EXTRACT_KILLS", "8"))
 SEQUENCES = 30
@@ -46,12 +47,8 @@ def commits(store: Path) -> int:
 def test_kills_each_followed_by_a_rerun_leave_the_store_of_an_undisturbed_run(
     tmp_path: Path, target: Path, regen: Path
 ) -> None:
-    # Children fork from a server that has imported everything and computed nothing.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["specx.extract.pipeline", "transformers.models.gpt_oss.modeling_gpt_oss"])
-
-    def start(store: Path) -> multiprocessing.context.ForkServerProcess:
-        process = context.Process(target=run, args=(settings(store, target, regen),))
+    def start(store: Path) -> ForkServerProcess:
+        process = CONTEXT.Process(target=run, args=(settings(store, target, regen),))
         process.start()
         return process
 

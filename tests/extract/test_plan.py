@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from specx.storage.schema import Origin
 from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
 from specx.storage.writer import FeatureWriter
+
+from ..conftest import SPECX
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -111,20 +114,24 @@ def test_plan_needs_no_file_but_the_config(bare: Path, regen: Path) -> None:
     assert planned(bare, data=(str(regen / "dev.parquet"),))["sequences"] == 100
 
 
-def test_plan_takes_a_hub_id_whose_weights_were_never_fetched(
-    bare: Path, tmp_path: Path, specx: Specx, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_takes_a_hub_id_whose_weights_were_never_fetched(bare: Path, tmp_path: Path) -> None:
     repository, revision = tmp_path / "hub" / "models--org--name", "0" * 40
     snapshot = repository / "snapshots" / revision
     snapshot.mkdir(parents=True)
     (bare / "config.json").rename(snapshot / "config.json")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    result = specx("store", "plan", "--target", "org/name", "--tokens", 1000, "--json")
+
+    def plan_for(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        # The library reads the variable as it is imported.
+        environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub")}
+        command = [*SPECX, "store", "plan", "--target", name, "--tokens", "1000", *options]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    result = plan_for("org/name", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["tokens"] == 1000
-    result = specx("store", "plan", "--target", "org/other", "--tokens", 1000)
+    result = plan_for("org/other")
     assert result.returncode == 1
     assert result.stderr.startswith("specx: org/other: neither a directory nor a model on the hub: ")
     assert len(result.stderr.splitlines()) == 1
