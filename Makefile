@@ -36,9 +36,9 @@ demo: setup
 	$(BIN)/specx evaluate --draft demo/draft --target $(TARGET) --data $(ANSWERS)/dev.parquet --json
 
 # Two files at a time, in the order in which conftest.py puts them, each on a core of its own: threads of several torches
-# on the same cores wait for each other.
+# on the same cores wait for each other. What all the processes import is compiled once.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 # What the tests do a little of, at length: kills of two writers at once, and damage.
 torture: setup
