@@ -135,11 +135,15 @@ class FeatureReader:
         with self._part(sequence) as part:
             part.read(name, int(self.catalogue.offset[sequence]), out, column)
 
-    def read_all(self, wanted: Iterable[Read]) -> None:
-        """Do several reads at once; decoding lets go of the interpreter, so threads share what is large."""
+    def read_all(self, wanted: Iterable[Read], padding: Iterable[Array] = ()) -> None:
+        """Do several reads at once, and set ``padding`` to zero.
+
+        Decoding lets go of the interpreter, so threads share what is large.
+        """
         ordered = sorted(wanted, key=lambda each: -each.out.nbytes)
         large = [each for each in ordered if each.out.nbytes >= _WORTH_A_THREAD]
         shared = [self._threads.submit(self._read, each) for each in large]
+        shared += [self._threads.submit(each.fill, 0) for each in padding]
         for each in ordered[len(large) :]:
             self._read(each)
         for future in shared:

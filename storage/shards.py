@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -25,6 +24,7 @@ import zarr
 from numcodecs import blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
+from .blosc_part import decompress_part
 from .errors import StoreCorruptError
 from .quantization import LossyName, decode
 from .schema import Array, ArraySpec
@@ -93,16 +93,19 @@ class ShardedRows:
             rows = out[row - start : end - start]
             if end - row == self._chunk_tokens and rows.flags.c_contiguous and not self._lossy:
                 # No other copy than the one from the disk's cache, or from the decoder.
-                self._decode(chunk, column or 0, rows)
+                content = self._content(chunk, column or 0, rows)
+                if self._is_blosc:
+                    blosc.decompress(content, rows)
             else:
-                values = self._decode(chunk, column or 0, None)
-                if column is not None:
-                    values = values[:, 0]
-                rows[:] = values[row - first : end - first]
+                values = self._values(self._content(chunk, column or 0, None), row - first, end - first)
+                rows[:] = values if column is None else values[:, 0]
             row = end
 
-    def _decode(self, chunk: int, column: int, out: Array | None) -> Array:
-        """Return a whole chunk, put into ``out`` if that is given; it is valid until the thread's next call."""
+    def _content(self, chunk: int, column: int, out: Array | None) -> Array:
+        """Return the stored bytes of a chunk (bytes,) uint8, checked; they are valid until the thread's next call.
+
+        They are in ``out``, if that is given and they are plain.
+        """
         shard, within = divmod(chunk, self._shard_tokens // self._chunk_tokens)
         key = "/".join(["c", str(shard), *["0"] * (len(self._chunk) - 1)])
         try:
@@ -118,28 +121,31 @@ class ShardedRows:
             if offset == _ABSENT:
                 raise StoreCorruptError(self._damaged(key, f"chunk {position} was never written"))
             is_plain = not self._is_blosc and not self._lossy
-            content: Any = _scratch(size - _CRC_BYTES)
+            content: Array = _scratch("stored", size - _CRC_BYTES)
             if is_plain and out is not None:
                 content = out.reshape(-1).view(np.uint8)
             checksum = bytearray(_CRC_BYTES)
             is_whole = content.nbytes == size - _CRC_BYTES
-            found = os.preadv(descriptor, [content, checksum], offset) if is_whole else 0
+            found = os.preadv(descriptor, [content.data, checksum], offset) if is_whole else 0
         finally:
             os.close(descriptor)
         if found != size or google_crc32c.value(content) != _number(checksum):
             raise StoreCorruptError(self._damaged(key, f"the checksum of chunk {position} does not match its bytes"))
-        return self._values(content, out)
+        return content
 
-    def _values(self, content: Array, out: Array | None) -> Array:
+    def _values(self, content: Array, start: int, stop: int) -> Array:
+        """Return rows ``start:stop`` of a chunk, valid until the thread's next call; ``content`` is used up."""
+        shape = (stop - start, *self._chunk[1:])
         if self._lossy:
             plain = blosc.decompress(content) if self._is_blosc else content.tobytes()
-            return decode(self._lossy, plain, (self._chunk[0], self._chunk[-1])).reshape(self._chunk)
+            return decode(self._lossy, plain, (self._chunk[0], self._chunk[-1])).reshape(self._chunk)[start:stop]
+        row_bytes = math.prod(self._chunk[1:]) * self._dtype.itemsize
         if self._is_blosc:
-            if out is not None:
-                blosc.decompress(content, out)
-                return out
-            return np.frombuffer(blosc.decompress(content), self._dtype).reshape(self._chunk)
-        return content.view(self._dtype).reshape(self._chunk)
+            room = _scratch("plain", self._chunk_tokens * row_bytes)
+            content = decompress_part(content, start * row_bytes, stop * row_bytes, room)
+        else:
+            content = content[start * row_bytes : stop * row_bytes]
+        return content.view(self._dtype).reshape(shape)
 
     def _read_index(self, descriptor: int, key: str) -> Array:
         size = math.prod(self._index_shape) * 8
@@ -184,12 +190,13 @@ def _chunks_hash(descriptor: int, index: bytes) -> str:
 _own = threading.local()
 
 
-def _scratch(size: int) -> Array:
+def _scratch(use: str, size: int) -> Array:
     """Return room for so many bytes, the thread's own and the same each time: fresh memory costs as much as a copy."""
-    if getattr(_own, "room", None) is None or _own.room.nbytes < size:
-        _own.room = np.empty(size, np.uint8)
-    room: Array = _own.room[:size]
-    return room
+    room: Array | None = getattr(_own, use, None)
+    if room is None or room.nbytes < size:
+        room = np.empty(size, np.uint8)
+        setattr(_own, use, room)
+    return room[:size]
 
 
 def _number(checksum: bytes | bytearray) -> int:

@@ -93,6 +93,7 @@ def read_batch(
         plain["topk_ids"], plain["topk_logprob"] = np.zeros((B, T, K), np.uint32), np.zeros((B, T, K), np.float16)
     needed = {name: plain[name] for name in ("loss_mask", "argmax")} if labels_only else plain
     wanted: list[Read] = []
+    padding: list[Array] = []
     for b, row in enumerate(plan):
         start = 0
         for document, sequence in enumerate(row):
@@ -103,10 +104,10 @@ def read_batch(
             documents[b, span] = document
             positions[b, span] = np.arange(lengths[sequence])
             start = span.stop
-        aux_hidden[:, b, start:] = 0
+        padding += [rows[b, start:] for rows in aux_hidden]
         if info.last_hidden:
-            plain["last_hidden"][b, start:] = 0
-    corpus.read_all(wanted)
+            padding.append(plain["last_hidden"][b, start:])
+    corpus.read_all(wanted, padding)
     return Batch(
         input_ids=torch.from_numpy(input_ids).long(),
         loss_mask=torch.from_numpy(loss_mask).bool(),

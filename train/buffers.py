@@ -33,10 +33,16 @@ class Buffers:
         self._largest[name] = max(size, self._largest.get(name, 0))
         buffer = self._reused(free, size)
         if buffer is None:
-            buffer = torch.empty(self._largest[name], dtype=torch.uint8, pin_memory=self._is_pinned).numpy()
+            buffer = self._fresh(self._largest[name])
         array = np.ndarray(shape, dtype, buffer=buffer)
         weakref.finalize(array, self._give_back, free, buffer).atexit = False
         return array
+
+    def _fresh(self, size: int) -> Array:
+        if self._is_pinned:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+        # Unlike torch, numpy asks for huge pages: a 512th as many are handed out.
+        return np.empty(size, np.uint8)
 
     def _reused(self, free: _Free, size: int) -> Array | None:
         while True:

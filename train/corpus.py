@@ -51,16 +51,15 @@ class Corpus:
         number = int(self.store[sequence])
         return self.readers[number], sequence - self._first[number]
 
-    def read_all(self, wanted: Iterable[Read]) -> None:
-        """Do several reads at once; ``column`` counts the corpus's boundaries."""
+    def read_all(self, wanted: Iterable[Read], padding: Iterable[Array] = ()) -> None:
+        """Do several reads at once, and set ``padding`` to zero; ``column`` counts the corpus's boundaries."""
         shares: list[list[Read]] = [[] for _ in self.readers]
         for each in wanted:
             number = int(self.store[each.sequence])
             column = None if each.column is None else self._columns[number][each.column]
             shares[number].append(Read(each.sequence - self._first[number], each.name, each.out, column))
-        for reader, share in zip(self.readers, shares, strict=True):
-            if share:
-                reader.read_all(share)
+        for number, (reader, share) in enumerate(zip(self.readers, shares, strict=True)):
+            reader.read_all(share, padding if number == 0 else ())
 
     def stage(self, sequences: Iterable[int]) -> None:
         """Bring the parts of some sequences to the local disk, where they stay while there is room."""

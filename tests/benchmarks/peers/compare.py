@@ -43,6 +43,8 @@ VARIANTS = {
     "modelopt": ("bf16",),
     "automodel": ("bf16 top-128",),
 }
+BESIDE = ("lossless", "none")
+"""Ours that a peer's store is read in turns with."""
 WAYS = {"ours": ("plain", "metrics", "floor")}
 """Ways to take a step; one, ``plain``, if none are named. The floor is the products and the attention alone,
 of all rows."""
@@ -158,36 +160,49 @@ class Comparison:
     def read(self, rounds: int) -> dict[str, dict[str, Any]]:
         """Read every variant once a round; return the processes that were best, and tokens a second by round.
 
-        The processor seconds are those of the reading process: none of its workers.
+        Not all stores fit into memory, so each of a peer's is read in turns with ours alone, ``beside`` it, once they
+        are warm. The processor seconds are those of the reading process: none of its workers.
         """
-        best: dict[str, int] = {}
-        rates: dict[str, list[float]] = {}
-        busy: dict[str, list[float]] = {}
-
-        def rate(name: str, variant: str, workers: int) -> tuple[float, float]:
-            warm(self.folders[f"{name} {variant}"])
-            found = self._children[name]("read", workspace=str(self._workspace), variant=variant, workers=workers)
-            return found["tokens"] / found["seconds"], found["tokens"] / found["cpu_s"]
-
+        found: dict[str, dict[str, Any]] = {}
         for name, variant in self._variants():
             with self._excusing(name):
-                tried = {workers: rate(name, variant, workers) for workers in ((0,) if name == "ours" else WORKERS)}
-                best[f"{name} {variant}"] = max(tried, key=lambda workers: tried[workers])
-                for workers in tried.keys() - {best[f"{name} {variant}"]}:
-                    self._children[name]("forget", variant=variant, workers=workers)
+                workers = 0 if name == "ours" else self._best_workers(name, variant)
+                found[f"{name} {variant}"] = {"workers": workers, "tokens_per_s": [], "tokens_per_cpu_s": []}
             progress(f"read {name} {variant}", 0, rounds)
-        for number in range(rounds):
-            for name, variant in self._variants():
-                key = f"{name} {variant}"
-                with self._excusing(name):
-                    per_s, per_cpu_s = rate(name, variant, best[key])
-                    rates.setdefault(key, []).append(per_s)
-                    busy.setdefault(key, []).append(per_cpu_s)
-            progress("read", number + 1, rounds)
-        return {
-            key: {"workers": best[key], "tokens_per_s": each, "tokens_per_cpu_s": busy[key]}
-            for key, each in self._complete(rates).items()
-        }
+        for name, variant in self._variants():
+            key = f"{name} {variant}"
+            beside = [] if name == "ours" else [f"ours {codec}" for codec in BESIDE]
+            rates: dict[str, list[tuple[float, float]]] = {each: [] for each in (*beside, key)}
+            for each in rates:
+                warm(self.folders[each])
+            with self._excusing(name):
+                for _ in range(rounds + 1):
+                    for each in rates:
+                        rates[each].append(self._rate(each, found[each]["workers"]))
+                self._children[name]("forget", variant=variant, workers=found[key]["workers"])
+            for each in rates:
+                # The first time there is memory to be had for batches.
+                found[each]["tokens_per_s"] += [per_s for per_s, _ in rates[each][1:]]
+                found[each]["tokens_per_cpu_s"] += [per_cpu_s for _, per_cpu_s in rates[each][1:]]
+            found[key]["beside"] = {each: [per_s for per_s, _ in rates[each][1:]] for each in beside}
+            progress(f"read {key}", rounds, rounds)
+        return self._complete(found)
+
+    def _best_workers(self, name: str, variant: str) -> int:
+        tried = {}
+        for workers in WORKERS:
+            warm(self.folders[f"{name} {variant}"])
+            tried[workers], _ = self._rate(f"{name} {variant}", workers)
+        best = max(tried, key=lambda workers: tried[workers])
+        for workers in tried.keys() - {best}:
+            self._children[name]("forget", variant=variant, workers=workers)
+        return best
+
+    def _rate(self, key: str, workers: int) -> tuple[float, float]:
+        """Read a store once; return tokens a second, and a processor second."""
+        name, _, variant = key.partition(" ")
+        found = self._children[name]("read", workspace=str(self._workspace), variant=variant, workers=workers)
+        return found["tokens"] / found["seconds"], found["tokens"] / found["cpu_s"]
 
     def step(self, rounds: int) -> dict[str, Seconds]:
         """Take every step once a round, after a warm-up; return the seconds by case."""
@@ -288,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=15, help="of the step")
-    parser.add_argument("--read-rounds", type=int, default=3)
+    parser.add_argument("--read-rounds", type=int, default=5)
     parser.add_argument("--start-rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=("step", "start", "store"), default=["step", "start", "store"])
     parser.add_argument("--folder", type=Path, help="Where 40 GB may be written; a temporary one by default.")

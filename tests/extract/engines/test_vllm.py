@@ -355,10 +355,7 @@ def test_two_workers_that_share_each_layer_write_the_store_of_one(
     rows: Path,
     expected: FeatureStore,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Bound to cores of their own, as is the default, two workers need more of them than there may be.
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     options = ["--engine", "vllm", "--dtype", "float32", "--tensor-parallel", "2", "--limit", "20"]
     result = specx("extract", "--target", target, "--data", rows, "--store", tmp_path / "store", *options)
     assert result.returncode == 0, result.stderr[-3000:]
