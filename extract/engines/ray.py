@@ -270,7 +270,7 @@ class RayEngine:
             if self._failed_starts >= _DEATHS:
                 raise EngineError(
                     f"{self._failed_starts} workers in a row died while they loaded the target. If memory ran out, "
-                    "lower --workers; Ray's logs, in /tmp/ray/session_latest/logs of the node, may say more."
+                    "lower --workers; Ray's logs, by default in /tmp/ray/session_latest/logs of the node, may say more."
                 )
         else:
             self._put_back(worker)
