@@ -19,10 +19,18 @@ from .task import Conversation, DecodingTask, Engine
 class CachedTarget:
     """The target with its KV cache, for one sequence."""
 
-    def __init__(self, model: PreTrainedModel, boundaries: tuple[int, ...]) -> None:
-        """Without ``boundaries`` the features are the last hidden states."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        boundaries: tuple[int, ...],
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Without ``boundaries`` the features are the last hidden states; ``temperature`` 0 is greedy."""
         self._model = model
         self._boundaries = boundaries
+        self._temperature = temperature
+        self._generator = generator
         # Not made from the config: sliding-window layers would forget what a rejected draft overwrote.
         self._cache = DynamicCache()
 
@@ -41,7 +49,14 @@ class CachedTarget:
         states = output.hidden_states
         # transformers applies the final norm to the last one.
         features = torch.stack([states[b][0] for b in self._boundaries], dim=1) if self._boundaries else states[-1][0]
-        return output.logits[0].argmax(-1).tolist(), features
+        return self._chosen(output.logits[0]).tolist(), features
+
+    def _chosen(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the best token (T,) of logits (T, V), or one drawn at the temperature."""
+        if not self._temperature:
+            return logits.argmax(-1)
+        probabilities = (logits.float() / self._temperature).softmax(-1)
+        return torch.multinomial(probabilities, 1, generator=self._generator).squeeze(-1)
 
     def forget_last(self, count: int) -> None:
         """Drop the last ``count`` tokens."""
@@ -58,10 +73,12 @@ class ChainEngine:
         self._model = AutoModelForCausalLM.from_pretrained(task.target, dtype=task.dtype, local_files_only=True)
         self._model.requires_grad_(False)
         self._exported = load_draft(task.draft, self._model.dtype)
+        self._generator = torch.Generator()
 
     def decode(self, batch_size: int) -> Pass:
-        """Decode all prompts greedily; ``batch_size`` is 1."""
+        """Decode all prompts; ``batch_size`` is 1. What is drawn is the same each time."""
         assert batch_size == 1
+        self._generator.manual_seed(0)
         started = time.monotonic()
         generations = []
         for number in range(len(self._task.prompts)):
@@ -75,7 +92,7 @@ class ChainEngine:
     def _generate(self, conversation: Conversation) -> Generation:
         started = time.monotonic()
         model, exported, ids = self._model, self._exported, conversation.ids
-        target = CachedTarget(model, exported.draft.spec.boundaries)
+        target = CachedTarget(model, exported.draft.spec.boundaries, self._task.temperature, self._generator)
         decoder = DraftDecoder(
             exported,
             model.get_input_embeddings().get_parameter("weight"),
@@ -91,6 +108,9 @@ class ChainEngine:
         while len(output) < longest and output[-1] not in stop_ids:
             proposed = decoder.propose(self._num_drafted) if self._num_drafted else []
             following, features = target.forward([output[-1], *proposed])
+            # A draft that proposes its best token with certainty is accepted with the target's probability p of it,
+            # and else gives way to a token of p without it (Leviathan et al. 2023, algorithm 1): that is, where the
+            # target draws the same, and to what it draws.
             count = 0
             while count < len(proposed) and proposed[count] == following[count]:
                 count += 1

@@ -36,7 +36,7 @@ class EvaluateConfig(RunConfig):
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Conversations decoded at a time, each measured on its own; none is 1 for transformers, 64 for others."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy, the only one the transformers engine does."""
+    """0 is greedy."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Tokens generated per turn."""
     limit: int | None = Field(default=None, ge=1)

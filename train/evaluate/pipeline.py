@@ -102,10 +102,6 @@ def _open_engine(config: EvaluateConfig, task: DecodingTask, *, is_drafted: bool
 
         return vllm.open_engine(task, is_drafted=is_drafted)
     if config.engine == "transformers":
-        if config.temperature:
-            raise TrainError(
-                f"--engine transformers is greedy, found --temperature {config.temperature}. Use --engine vllm."
-            )
         from . import chain
 
         return chain.open_engine(task, is_drafted=is_drafted)

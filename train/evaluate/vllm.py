@@ -128,7 +128,7 @@ def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[Engine]:
         # Its expand kernel for temperatures fills a copy, and what is sampled from is left as it was in memory.
         raise TrainError(
             f"temperature: {task.temperature}; vLLM's CPU build samples after a draft at a temperature left to chance. "
-            "Use --temperature 0, or a GPU."
+            "Use --engine transformers, --temperature 0, or a GPU."
         )
     speculative = {
         "method": vllm_method(json.loads((task.draft / CONFIG_FILE).read_text())),
