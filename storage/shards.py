@@ -14,7 +14,9 @@ Shapes: T rows asked for, D further axes.
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
@@ -35,6 +37,15 @@ _ENTRY_BYTES = 16
 """Of the index: offset and size of a chunk."""
 _LOSSY: dict[type[object], LossyName | None] = {BytesCodec: None, Int8Codec: "int8", Fp8Codec: "fp8"}
 _ABSENT = np.iinfo(np.uint64).max
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """One that is open."""
+
+    key: str
+    descriptor: int
+    index: Array
 
 
 class ShardedRows:
@@ -87,50 +98,65 @@ class ShardedRows:
         stop = start + len(out)
         row = start
         while row < stop:
+            number = row // self._shard_tokens
+            end = min(stop, (number + 1) * self._shard_tokens)
+            with self._shard(number) as shard:
+                self._read_shard(shard, row - number * self._shard_tokens, out[row - start : end - start], column)
+            row = end
+
+    @contextmanager
+    def _shard(self, number: int) -> Iterator[_Shard]:
+        key = "/".join(["c", str(number), *["0"] * (len(self._chunk) - 1)])
+        try:
+            descriptor = os.open(self._path / key, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise StoreCorruptError(self._damaged(key, "the shard is missing")) from error
+        try:
+            index = self._indices.get(number)
+            if index is None:
+                index = self._indices[number] = self._read_index(descriptor, key)
+            yield _Shard(key, descriptor, index)
+        finally:
+            os.close(descriptor)
+
+    def _read_shard(self, shard: _Shard, start: int, out: Array, column: int | None) -> None:
+        """Fill ``out`` with the rows of a shard from ``start`` on."""
+        stop = start + len(out)
+        row = start
+        while row < stop:
             chunk = row // self._chunk_tokens
             first = chunk * self._chunk_tokens
             end = min(stop, first + self._chunk_tokens)
             rows = out[row - start : end - start]
             if end - row == self._chunk_tokens and rows.flags.c_contiguous and not self._lossy:
                 # No other copy than the one from the disk's cache, or from the decoder.
-                content = self._content(chunk, column or 0, rows)
+                content = self._content(shard, chunk, column or 0, rows)
                 if self._is_blosc:
                     blosc.decompress(content, rows)
             else:
-                values = self._values(self._content(chunk, column or 0, None), row - first, end - first)
+                values = self._values(self._content(shard, chunk, column or 0, None), row - first, end - first)
                 rows[:] = values if column is None else values[:, 0]
             row = end
 
-    def _content(self, chunk: int, column: int, out: Array | None) -> Array:
+    def _content(self, shard: _Shard, chunk: int, column: int, out: Array | None) -> Array:
         """Return the stored bytes of a chunk (bytes,) uint8, checked; they are valid until the thread's next call.
 
         They are in ``out``, if that is given and they are plain.
         """
-        shard, within = divmod(chunk, self._shard_tokens // self._chunk_tokens)
-        key = "/".join(["c", str(shard), *["0"] * (len(self._chunk) - 1)])
-        try:
-            descriptor = os.open(self._path / key, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise StoreCorruptError(self._damaged(key, "the shard is missing")) from error
-        try:
-            index = self._indices.get(shard)
-            if index is None:
-                index = self._indices[shard] = self._read_index(descriptor, key)
-            position = (within, column) if len(self._chunk) == 3 else (within,)
-            offset, size = index[position].reshape(-1, 2)[0].tolist()
-            if offset == _ABSENT:
-                raise StoreCorruptError(self._damaged(key, f"chunk {position} was never written"))
-            is_plain = not self._is_blosc and not self._lossy
-            content: Array = _scratch("stored", size - _CRC_BYTES)
-            if is_plain and out is not None:
-                content = out.reshape(-1).view(np.uint8)
-            checksum = bytearray(_CRC_BYTES)
-            is_whole = content.nbytes == size - _CRC_BYTES
-            found = os.preadv(descriptor, [content.data, checksum], offset) if is_whole else 0
-        finally:
-            os.close(descriptor)
+        position = (chunk, column) if len(self._chunk) == 3 else (chunk,)
+        offset, size = shard.index[position].reshape(-1, 2)[0].tolist()
+        if offset == _ABSENT:
+            raise StoreCorruptError(self._damaged(shard.key, f"chunk {position} was never written"))
+        is_plain = not self._is_blosc and not self._lossy
+        content: Array = _scratch("stored", size - _CRC_BYTES)
+        if is_plain and out is not None:
+            content = out.reshape(-1).view(np.uint8)
+        checksum = bytearray(_CRC_BYTES)
+        is_whole = content.nbytes == size - _CRC_BYTES
+        found = os.preadv(shard.descriptor, [content.data, checksum], offset) if is_whole else 0
         if found != size or google_crc32c.value(content) != _number(checksum):
-            raise StoreCorruptError(self._damaged(key, f"the checksum of chunk {position} does not match its bytes"))
+            what = f"the checksum of chunk {position} does not match its bytes"
+            raise StoreCorruptError(self._damaged(shard.key, what))
         return content
 
     def _values(self, content: Array, start: int, stop: int) -> Array:

@@ -1,8 +1,8 @@
 """How long a draft of the tiny gpt-oss is accepted in vLLM, by the steps it was trained for.
 
 Extracts answers of ``train.parquet``, trains for a few CPU-minutes, keeps the checkpoint now and then, and serves each
-in vLLM on ``dev.parquet`` with three drafted tokens, greedily; the last one also at temperature 0.7, in our own loop over
-transformers, as vLLM's CPU build cannot.
+in vLLM on ``dev.parquet`` with three drafted tokens, greedily; the last one also at temperature 0.7, in our own loop
+over transformers, as vLLM's CPU build cannot.
 
     python tests/benchmarks/acceptance.py --json
 """
