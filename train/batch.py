@@ -104,9 +104,10 @@ def read_batch(
             documents[b, span] = document
             positions[b, span] = np.arange(lengths[sequence])
             start = span.stop
-        padding += [rows[b, start:] for rows in aux_hidden]
-        if info.last_hidden:
-            padding.append(plain["last_hidden"][b, start:])
+        if start < T:
+            padding += [rows[b, start:] for rows in aux_hidden]
+            if info.last_hidden:
+                padding.append(plain["last_hidden"][b, start:])
     corpus.read_all(wanted, padding)
     return Batch(
         input_ids=torch.from_numpy(input_ids).long(),
