@@ -66,7 +66,8 @@ class ShardedRows:
         self._path = path
         self._name = name or str(path)
         self._hashes = hashes
-        array = zarr.open_array(path, mode="r")
+        # Not told the format, zarr looks for the files of the older one too.
+        array = zarr.open_array(path, mode="r", zarr_format=3)
         if array.shape != (tokens, *spec.inner_shape) or array.dtype != spec.dtype or array.shards is None:
             raise StoreCorruptError(
                 f"{self._name}: {array.dtype} {array.shape}, expected sharded {spec.dtype} "
