@@ -32,6 +32,9 @@ def decompress_part(chunk: Array, start: int, stop: int, room: Array) -> Array:
         return chunk[_HEADER_BYTES + start : _HEADER_BYTES + stop]
     blocks = -(-decoded // block)
     first, end = (start // block, -(-stop // block)) if chunk[_FLAGS] & _NOT_SPLIT else (0, blocks)
+    if (first, end) == (0, blocks):
+        blosc.decompress(chunk, room[:decoded])
+        return room[start:stop]
     starts = _starts(chunk, blocks)[first:end].copy()
     # Before the first of the blocks there is room for a header, as there was one of all blocks.
     base = int(starts.min()) - _HEADER_BYTES - starts.nbytes
