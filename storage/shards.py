@@ -162,7 +162,6 @@ class ShardedRows:
 
     def _values(self, content: Array, start: int, stop: int) -> Array:
         """Return rows ``start:stop`` of a chunk, valid until the thread's next call; ``content`` is used up."""
-        shape = (stop - start, *self._chunk[1:])
         if self._lossy:
             plain = blosc.decompress(content) if self._is_blosc else content.tobytes()
             return decode(self._lossy, plain, (self._chunk[0], self._chunk[-1])).reshape(self._chunk)[start:stop]
@@ -172,7 +171,7 @@ class ShardedRows:
             content = decompress_part(content, start * row_bytes, stop * row_bytes, room)
         else:
             content = content[start * row_bytes : stop * row_bytes]
-        return content.view(self._dtype).reshape(shape)
+        return content.view(self._dtype).reshape(stop - start, *self._chunk[1:])
 
     def _read_index(self, descriptor: int, key: str) -> Array:
         size = math.prod(self._index_shape) * 8
