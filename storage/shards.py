@@ -185,8 +185,8 @@ class ShardedRows:
 
     def _damaged(self, key: str, what: str) -> str:
         return (
-            f"{self._name}/{key}: {what}. Run `specx store verify` to see all damage, then delete the commit record "
-            "that names this part and rerun `specx extract`: only its sequences are extracted again."
+            f"{self._name}/{key}: {what}. Run `specx store verify --drop-bad`, which finds all damage, and rerun "
+            "`specx extract`: only the sequences of damaged parts are extracted again."
         )
 
 

@@ -115,7 +115,7 @@ def test_a_missing_shard_is_no_zeros(lse_shard: Path, info: DatasetInfo) -> None
 @pytest.mark.parametrize("kept", [0, 1, 500, 1028, -1])
 def test_a_shard_cut_short_is_refused(lse_shard: Path, info: DatasetInfo, kept: int) -> None:
     lse_shard.write_bytes(lse_shard.read_bytes()[:kept])
-    with pytest.raises(StoreCorruptError, match="Run `specx store verify`"):
+    with pytest.raises(StoreCorruptError, match="Run `specx store verify --drop-bad`"):
         read_lse(lse_shard, info)
 
 

@@ -161,7 +161,8 @@ class Comparison:
         """Read every variant once a round; return the processes that were best, and tokens a second by round.
 
         Not all stores fit into memory, so each of a peer's is read in turns with ours alone, ``beside`` it, once they
-        are warm. The processor seconds are those of the reading process: none of its workers.
+        are warm and nothing of the others is left there. The processor seconds are those of the reading process: none
+        of its workers.
         """
         found: dict[str, dict[str, Any]] = {}
         for name, variant in self._variants():
@@ -173,6 +174,8 @@ class Comparison:
             key = f"{name} {variant}"
             beside = [] if name == "ours" else [f"ours {codec}" for codec in BESIDE]
             rates: dict[str, list[tuple[float, float]]] = {each: [] for each in (*beside, key)}
+            for each in self.folders.keys() - rates.keys():
+                cool(self.folders[each])
             for each in rates:
                 warm(self.folders[each])
             with self._excusing(name):
@@ -266,6 +269,16 @@ def warm(folder: Path) -> None:
             with path.open("rb", buffering=0) as file:
                 while file.readinto(memory):
                     pass
+
+
+def cool(folder: Path) -> None:
+    """Have the files out of memory: where it is full, what is warmed lies there in small pieces."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                # What is not on the disk yet stays.
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def processor() -> str:
