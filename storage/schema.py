@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import StoreCorruptError, StoreError, StoreMismatchError
@@ -48,7 +48,7 @@ class SealedRecord(Record):
     def sealed(self) -> Self:
         """Return the record with its checksum filled in."""
         content = _canonical(self.model_dump(mode="json") | {"crc32c": 0})
-        return self.model_copy(update={"crc32c": int(google_crc32c.value(content))})
+        return self.model_copy(update={"crc32c": crc32c(content)})
 
     def to_bytes(self) -> bytes:
         return _canonical(self.model_dump(mode="json"))
@@ -58,7 +58,7 @@ class SealedRecord(Record):
         """Parse and check a record; raise StoreCorruptError, or StoreError for a newer format."""
         record = parse_record(cls, content, path)
         # In the bytes as they are: to write a large record again takes as long as to parse it.
-        checksum = int(google_crc32c.value(content.replace(b'"crc32c":%d,' % record.crc32c, b'"crc32c":0,', 1)))
+        checksum = crc32c(content.replace(b'"crc32c":%d,' % record.crc32c, b'"crc32c":0,', 1))
         if record.crc32c != checksum:
             raise StoreCorruptError(
                 f"{path}: the record's checksum is {checksum:08x}, it says {record.crc32c:08x}. The file was changed "

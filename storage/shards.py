@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import xxhash
 import zarr
+from crc32c import crc32c
 from numcodecs import blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
@@ -129,36 +129,56 @@ class ShardedRows:
             first = chunk * self._chunk_tokens
             end = min(stop, first + self._chunk_tokens)
             rows = out[row - start : end - start]
-            if end - row == self._chunk_tokens and rows.flags.c_contiguous and not self._lossy:
-                # No other copy than the one from the disk's cache, or from the decoder.
-                content = self._content(shard, chunk, column or 0, rows)
-                if self._is_blosc:
-                    blosc.decompress(content, rows)
+            is_contiguous = rows.flags.c_contiguous
+            if is_contiguous and not self._is_blosc and not self._lossy:
+                self._read_plain(shard, chunk, column or 0, row - first, rows)
+            elif is_contiguous and end - row == self._chunk_tokens and not self._lossy:
+                # No other copy than the decoder's.
+                blosc.decompress(self._content(shard, chunk, column or 0), rows)
             else:
-                values = self._values(self._content(shard, chunk, column or 0, None), row - first, end - first)
+                values = self._values(self._content(shard, chunk, column or 0), row - first, end - first)
                 rows[:] = values if column is None else values[:, 0]
             row = end
 
-    def _content(self, shard: _Shard, chunk: int, column: int, out: Array | None) -> Array:
-        """Return the stored bytes of a chunk (bytes,) uint8, checked; they are valid until the thread's next call.
+    def _read_plain(self, shard: _Shard, chunk: int, column: int, start: int, out: Array) -> None:
+        """Fill ``out`` (T, …) with rows of a plain chunk from ``start`` on; they are copied only once."""
+        wanted = out.reshape(-1).view(np.uint8)
+        row_bytes = wanted.nbytes // len(out)
+        before = _scratch("before", start * row_bytes)
+        after = _scratch("after", (self._chunk_tokens - start - len(out)) * row_bytes)
+        self._read_checked(shard, chunk, column, (before, wanted, after))
 
-        They are in ``out``, if that is given and they are plain.
-        """
-        position = (chunk, column) if len(self._chunk) == 3 else (chunk,)
+    def _content(self, shard: _Shard, chunk: int, column: int) -> Array:
+        """Return the stored bytes of a chunk (bytes,) uint8, checked; they are valid until the thread's next call."""
+        _, size = self._place(shard, chunk, column)
+        content = _scratch("stored", size - _CRC_BYTES)
+        self._read_checked(shard, chunk, column, (content,))
+        return content
+
+    def _read_checked(self, shard: _Shard, chunk: int, column: int, pieces: tuple[Array, ...]) -> None:
+        """Fill ``pieces``, (bytes,) uint8 each, with the stored bytes of a chunk, one behind the other."""
+        offset, size = self._place(shard, chunk, column)
+        checksum = bytearray(_CRC_BYTES)
+        is_whole = sum(piece.nbytes for piece in pieces) + _CRC_BYTES == size
+        found = os.preadv(shard.descriptor, [*(piece.data for piece in pieces), checksum], offset) if is_whole else 0
+        computed = 0
+        for piece in pieces:
+            # For what is large it lets go of the interpreter.
+            computed = crc32c(piece.data, computed)
+        if found != size or computed != _number(checksum):
+            what = f"the checksum of chunk {self._position(chunk, column)} does not match its bytes"
+            raise StoreCorruptError(self._damaged(shard.key, what))
+
+    def _place(self, shard: _Shard, chunk: int, column: int) -> tuple[int, int]:
+        """Return where in its shard a chunk is, and its bytes."""
+        position = self._position(chunk, column)
         offset, size = shard.index[position].reshape(-1, 2)[0].tolist()
         if offset == _ABSENT:
             raise StoreCorruptError(self._damaged(shard.key, f"chunk {position} was never written"))
-        is_plain = not self._is_blosc and not self._lossy
-        content: Array = _scratch("stored", size - _CRC_BYTES)
-        if is_plain and out is not None:
-            content = out.reshape(-1).view(np.uint8)
-        checksum = bytearray(_CRC_BYTES)
-        is_whole = content.nbytes == size - _CRC_BYTES
-        found = os.preadv(shard.descriptor, [content.data, checksum], offset) if is_whole else 0
-        if found != size or google_crc32c.value(content) != _number(checksum):
-            what = f"the checksum of chunk {position} does not match its bytes"
-            raise StoreCorruptError(self._damaged(shard.key, what))
-        return content
+        return offset, size
+
+    def _position(self, chunk: int, column: int) -> tuple[int, ...]:
+        return (chunk, column) if len(self._chunk) == 3 else (chunk,)
 
     def _values(self, content: Array, start: int, stop: int) -> Array:
         """Return rows ``start:stop`` of a chunk, valid until the thread's next call; ``content`` is used up."""
@@ -177,7 +197,7 @@ class ShardedRows:
         size = math.prod(self._index_shape) * 8
         at = os.fstat(descriptor).st_size - size - _CRC_BYTES
         content = os.pread(descriptor, size + _CRC_BYTES, at) if at >= 0 else b""
-        if len(content) != size + _CRC_BYTES or google_crc32c.value(content[:size]) != _number(content[size:]):
+        if len(content) != size + _CRC_BYTES or crc32c(content[:size]) != _number(content[size:]):
             raise StoreCorruptError(self._damaged(key, "the checksum of the shard's index does not match its bytes"))
         if self._hashes is not None and self._hashes.get(key) != _chunks_hash(descriptor, content[:size]):
             raise StoreCorruptError(self._damaged(key, "this is another shard than the one committed"))
