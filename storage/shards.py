@@ -48,6 +48,16 @@ class _Shard:
     index: Array
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Where one is in its shard."""
+
+    position: tuple[int, ...]
+    offset: int
+    size: int
+    """Bytes, with the checksum."""
+
+
 class ShardedRows:
     """One array of a part, read by rows."""
 
@@ -129,56 +139,53 @@ class ShardedRows:
             first = chunk * self._chunk_tokens
             end = min(stop, first + self._chunk_tokens)
             rows = out[row - start : end - start]
+            place = self._place(shard, chunk, column or 0)
             is_contiguous = rows.flags.c_contiguous
             if is_contiguous and not self._is_blosc and not self._lossy:
-                self._read_plain(shard, chunk, column or 0, row - first, rows)
+                self._read_plain(shard, place, row - first, rows)
             elif is_contiguous and end - row == self._chunk_tokens and not self._lossy:
                 # No other copy than the decoder's.
-                blosc.decompress(self._content(shard, chunk, column or 0), rows)
+                blosc.decompress(self._content(shard, place), rows)
             else:
-                values = self._values(self._content(shard, chunk, column or 0), row - first, end - first)
+                values = self._values(self._content(shard, place), row - first, end - first)
                 rows[:] = values if column is None else values[:, 0]
             row = end
 
-    def _read_plain(self, shard: _Shard, chunk: int, column: int, start: int, out: Array) -> None:
+    def _place(self, shard: _Shard, number: int, column: int) -> _Chunk:
+        position = (number, column) if len(self._chunk) == 3 else (number,)
+        offset, size = shard.index[position].reshape(-1, 2)[0].tolist()
+        if offset == _ABSENT:
+            raise StoreCorruptError(self._damaged(shard.key, f"chunk {position} was never written"))
+        return _Chunk(position, offset, size)
+
+    def _read_plain(self, shard: _Shard, chunk: _Chunk, start: int, out: Array) -> None:
         """Fill ``out`` (T, …) with rows of a plain chunk from ``start`` on; they are copied only once."""
         wanted = out.reshape(-1).view(np.uint8)
         row_bytes = wanted.nbytes // len(out)
         before = _scratch("before", start * row_bytes)
         after = _scratch("after", (self._chunk_tokens - start - len(out)) * row_bytes)
-        self._read_checked(shard, chunk, column, (before, wanted, after))
+        self._read_checked(shard, chunk, (before, wanted, after))
 
-    def _content(self, shard: _Shard, chunk: int, column: int) -> Array:
+    def _content(self, shard: _Shard, chunk: _Chunk) -> Array:
         """Return the stored bytes of a chunk (bytes,) uint8, checked; they are valid until the thread's next call."""
-        _, size = self._place(shard, chunk, column)
-        content = _scratch("stored", size - _CRC_BYTES)
-        self._read_checked(shard, chunk, column, (content,))
+        content = _scratch("stored", chunk.size - _CRC_BYTES)
+        self._read_checked(shard, chunk, (content,))
         return content
 
-    def _read_checked(self, shard: _Shard, chunk: int, column: int, pieces: tuple[Array, ...]) -> None:
+    def _read_checked(self, shard: _Shard, chunk: _Chunk, pieces: tuple[Array, ...]) -> None:
         """Fill ``pieces``, (bytes,) uint8 each, with the stored bytes of a chunk, one behind the other."""
-        offset, size = self._place(shard, chunk, column)
         checksum = bytearray(_CRC_BYTES)
-        is_whole = sum(piece.nbytes for piece in pieces) + _CRC_BYTES == size
-        found = os.preadv(shard.descriptor, [*(piece.data for piece in pieces), checksum], offset) if is_whole else 0
+        is_whole = sum(piece.nbytes for piece in pieces) + _CRC_BYTES == chunk.size
+        found = (
+            os.preadv(shard.descriptor, [*(piece.data for piece in pieces), checksum], chunk.offset) if is_whole else 0
+        )
         computed = 0
         for piece in pieces:
             # For what is large it lets go of the interpreter.
             computed = crc32c(piece.data, computed)
-        if found != size or computed != _number(checksum):
-            what = f"the checksum of chunk {self._position(chunk, column)} does not match its bytes"
+        if found != chunk.size or computed != _number(checksum):
+            what = f"the checksum of chunk {chunk.position} does not match its bytes"
             raise StoreCorruptError(self._damaged(shard.key, what))
-
-    def _place(self, shard: _Shard, chunk: int, column: int) -> tuple[int, int]:
-        """Return where in its shard a chunk is, and its bytes."""
-        position = self._position(chunk, column)
-        offset, size = shard.index[position].reshape(-1, 2)[0].tolist()
-        if offset == _ABSENT:
-            raise StoreCorruptError(self._damaged(shard.key, f"chunk {position} was never written"))
-        return offset, size
-
-    def _position(self, chunk: int, column: int) -> tuple[int, ...]:
-        return (chunk, column) if len(self._chunk) == 3 else (chunk,)
 
     def _values(self, content: Array, start: int, stop: int) -> Array:
         """Return rows ``start:stop`` of a chunk, valid until the thread's next call; ``content`` is used up."""
