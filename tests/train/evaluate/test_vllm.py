@@ -1,4 +1,4 @@
-"""Exported drafts in the real engine, on a CPU, in float32."""
+"""Exported drafts in the real engine, on a CPU, in float32; both in one process, which takes long to start."""
 
 from pathlib import Path
 
@@ -13,42 +13,49 @@ from specx.train.export import export, read_trained, write_draft
 from specx.train.forms import Form
 from specx.train.run import RunDirectory
 
-from .agreement import Job, agreement, serve
+from .agreement import Job, Served, agreement, serve
 
 
 @pytest.fixture(scope="module")
-def prompts(target: Path, regen: Path) -> list[list[int]]:
+def served(
+    tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path, trained_run: Path
+) -> dict[str, tuple[Job, Served]]:
+    folder = tmp_path_factory.mktemp("served")
     config = EvaluateConfig(draft="", target=str(target), data=(str(regen / "dev.parquet"),), limit=10)
-    return [prompt.ids for prompt in read_prompts(config)]
+    prompts = [prompt.ids for prompt in read_prompts(config)]
+    export(trained_run, folder / "trained", dtype="float32")
+    write_untrained(folder / "untrained", trained_run)
+    jobs = {name: Job(target=target, draft=folder / name, prompts=prompts) for name in ("trained", "untrained")}
+    return dict(zip(jobs, zip(jobs.values(), serve(list(jobs.values()), folder), strict=True), strict=True))
 
 
-def test_vllm_proposes_what_our_own_chain_proposes(
-    tmp_path: Path, target: Path, trained_run: Path, prompts: list[list[int]]
-) -> None:
-    export(trained_run, tmp_path / "draft", dtype="float32")
-    job = Job(target=target, draft=tmp_path / "draft", prompts=prompts)
-    (served,) = serve([job], tmp_path)
-    equal, positions = agreement(job, served)
-    assert positions >= 500
-    assert equal / positions >= 0.99, f"{equal} of {positions}"
-    accepted_counts = [count for request in served for count in request["accepted"]]
-    assert 1 + sum(accepted_counts) / len(accepted_counts) > 1.5
-
-
-def test_an_untrained_draft_is_accepted_no_better_than_chance(
-    tmp_path: Path, target: Path, trained_run: Path, prompts: list[list[int]]
-) -> None:
+def write_untrained(path: Path, trained_run: Path) -> None:
+    """Write a draft like that of the run, with its first weights."""
     trained = read_trained(RunDirectory(trained_run))
     torch.manual_seed(0)
-    weights = {name: weight.detach() for name, weight in Draft(trained.spec).named_parameters()}
     untrained = TrainedDraft(
         spec=trained.spec,
-        weights=weights,
+        weights={name: weight.detach() for name, weight in Draft(trained.spec).named_parameters()},
         vocabulary=trained.vocabulary,
         inv_freq=trained.inv_freq,
         attention_scaling=trained.attention_scaling,
     )
-    write_draft(tmp_path / "draft", untrained, "float32", Form())
-    (served,) = serve([Job(target=target, draft=tmp_path / "draft", prompts=prompts)], tmp_path)
-    accepted = [count for request in served for count in request["accepted"]]
-    assert 1 + sum(accepted) / len(accepted) == pytest.approx(1.0, abs=0.02)
+    write_draft(path, untrained, "float32", Form())
+
+
+def acceptance_length(requests: Served) -> float:
+    accepted = [count for request in requests for count in request["accepted"]]
+    return 1 + sum(accepted) / len(accepted)
+
+
+def test_vllm_proposes_what_our_own_chain_proposes(served: dict[str, tuple[Job, Served]]) -> None:
+    job, requests = served["trained"]
+    equal, positions = agreement(job, requests)
+    assert positions >= 500
+    assert equal / positions >= 0.99, f"{equal} of {positions}"
+    assert acceptance_length(requests) > 1.5
+
+
+def test_an_untrained_draft_is_accepted_no_better_than_chance(served: dict[str, tuple[Job, Served]]) -> None:
+    _, requests = served["untrained"]
+    assert acceptance_length(requests) == pytest.approx(1.0, abs=0.02)
