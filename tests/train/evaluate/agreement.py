@@ -28,16 +28,16 @@ class Job:
     prompts: list[list[int]]
 
 
-def serve(jobs: list[Job], folder: Path) -> list[Served]:
-    """Decode in one process of vLLM; return output ids, proposals and accepted counts of every job."""
-    listed = [{"target": str(job.target), "draft": str(job.draft), "prompts": job.prompts} for job in jobs]
+def serve(jobs: dict[str, Job], folder: Path) -> dict[str, tuple[Job, Served]]:
+    """Decode in one process of vLLM; return every job with its output ids, proposals and accepted counts."""
+    listed = [{"target": str(job.target), "draft": str(job.draft), "prompts": job.prompts} for job in jobs.values()]
     (folder / "jobs.json").write_text(json.dumps(listed))
     script = Path(__file__).parent / "served.py"
     command = [sys.executable, str(script), str(folder / "jobs.json"), str(folder / "out.json")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-5000:]
     served: list[Served] = json.loads((folder / "out.json").read_text())
-    return served
+    return {name: (job, each) for (name, job), each in zip(jobs.items(), served, strict=True)}
 
 
 def agreement(job: Job, served: Served, **changes: Any) -> tuple[int, int]:

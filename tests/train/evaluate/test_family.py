@@ -63,7 +63,7 @@ def served_variants(
         summary = export(run, draft, dtype="float32", format=form)
         assert summary.engines == (["vllm", "sglang"] if name in SGLANG_TOO else ["vllm"])
         jobs[name] = Job(target=target, draft=draft, prompts=prompts)
-    return dict(zip(jobs, zip(jobs.values(), serve(list(jobs.values()), folder), strict=True), strict=True))
+    return serve(jobs, folder)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -105,7 +105,7 @@ def served_targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
         train(TrainConfig(store=str(store), out=str(run), max_steps=2, batch_tokens=256, draft_vocab_size=100))
         export(run, draft, dtype="float32")
         jobs[name] = Job(target=target, draft=draft, prompts=[list(range(3 + i, 43 + i)) for i in range(3)])
-    return dict(zip(jobs, zip(jobs.values(), serve(list(jobs.values()), folder), strict=True), strict=True))
+    return serve(jobs, folder)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -26,7 +26,7 @@ def served(
     export(trained_run, folder / "trained", dtype="float32")
     write_untrained(folder / "untrained", trained_run)
     jobs = {name: Job(target=target, draft=folder / name, prompts=prompts) for name in ("trained", "untrained")}
-    return dict(zip(jobs, zip(jobs.values(), serve(list(jobs.values()), folder), strict=True), strict=True))
+    return serve(jobs, folder)
 
 
 def write_untrained(path: Path, trained_run: Path) -> None:
