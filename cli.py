@@ -212,6 +212,7 @@ def train(
 ) -> None:
     """Train a draft from a feature store; the same command rerun resumes."""
     from .run_file import load_config
+    from .startup import quick_imports
     from .train.config import TrainConfig
 
     options = {
@@ -249,7 +250,8 @@ def train(
 
         show(forecast(settings), as_json)
         return
-    from .train.pipeline import run
+    with quick_imports():
+        from .train.pipeline import run
 
     show(run(settings), as_json)
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from .. import SpecxError
 from ..storage.errors import StoreError
@@ -52,6 +54,9 @@ _COPIED_PATTERNS = (
 
 # They name files, tools and habits of generation, not the function the weights compute.
 _KEYS_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+
+_KEYS_OF_DRAFTS = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
+"""Those of a config that a draft is made by, and ``open_target`` does not ask for."""
 
 
 class TargetError(SpecxError):
@@ -171,13 +176,20 @@ def read_head(target: Target) -> dict[str, torch.Tensor]:
 
 
 def copy_into(target: Target, store: FeatureStore) -> None:
-    """Give the store what training needs of the target: config, tokenizer, head. Done once."""
+    """Give the store what training needs of the target: config, tokenizer, head. Done once.
+
+    A config that leaves to transformers what a draft takes from it, as those from before transformers 5 do with the
+    rope, is completed: training reads it without. Raises TargetError if it cannot be.
+    """
     if store.has_target:
         return
+    config = _completed_config(target)
     with store.new_target() as directory:
         for pattern in _COPIED_PATTERNS:
             for file in sorted(target.path.glob(pattern)):
                 shutil.copyfile(file, directory / file.name)
+        if any(target.config.get(key) != config[key] for key in _KEYS_OF_DRAFTS):
+            (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         head = read_head(target)
         try:
             save_file(head, directory / "head.safetensors")
@@ -186,6 +198,18 @@ def copy_into(target: Target, store: FeatureStore) -> None:
                 f"{store.root}: the target's head cannot be written ({error}). "
                 "Free some space, or move the store, and rerun the same command."
             ) from error
+
+
+def _completed_config(target: Target) -> dict[str, Any]:
+    try:
+        config = AutoConfig.from_pretrained(target.path, local_files_only=True)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise TargetError(f"{target.path / 'config.json'}: transformers cannot read it: {reason}") from error
+    values: dict[str, Any] = config.to_dict()
+    # Where it lay on this machine.
+    del values["_name_or_path"]
+    return values
 
 
 def _locate(name: str, weights: bool) -> Path:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from .contract import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
 from .errors import ExportError
 from .forms import Form, form_config, needs_bias, tensor_shapes, written_name
-from .rope import rotary_embedding
+from .rope import RotaryEmbedding
 from .spec import DraftSpec
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -97,7 +97,7 @@ def _check_rope(path: Path, config: dict[str, Any], trained: TrainedDraft) -> No
             raise ExportError(f"{path}: rope_parameters.{key} is read by one engine only; leave it out")
     if rope.get("rope_type") == "yarn" and "truncate" not in rope:
         raise ExportError(f"{path}: rope_parameters.truncate is missing, which engines read as true")
-    served = rotary_embedding(config)
+    served = RotaryEmbedding(config["head_dim"], rope)
     scaling_differs = float(served.attention_scaling) != trained.attention_scaling
     if not torch.equal(served.inv_freq, trained.inv_freq) or scaling_differs:
         last = config["max_position_embeddings"] - 1

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .layers import DraftAttention, DraftMLP, RMSNorm
-from .rope import rotary_embedding
+from .rope import RotaryEmbedding
 from .spec import DraftSpec
 
 
@@ -56,7 +56,7 @@ class Draft(nn.Module):
         self.midlayer = DraftLayer(spec)
         self.norm = RMSNorm(H, spec.rms_norm_eps)
         self.lm_head = nn.Linear(H, spec.draft_vocab_size, bias=False)
-        self.rotary = rotary_embedding(spec.model_dump())
+        self.rotary = RotaryEmbedding(spec.head_dim, spec.rope_parameters)
 
     def fuse(self, aux_hidden: torch.Tensor) -> torch.Tensor:
         """Map auxiliary hidden states (B, T, L, H) to the first hidden state (B, T, H)."""

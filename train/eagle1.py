@@ -15,7 +15,7 @@ from .batch import Batch
 from .labels import Vocabulary
 from .layers import DraftAttention, DraftMLP, RMSNorm
 from .objective import StepCounts, supervised_anchors
-from .rope import rotary_embedding
+from .rope import RotaryEmbedding
 from .spec import DraftSpec
 
 LOGITS_AT_ONCE = 2**26
@@ -40,7 +40,7 @@ class Eagle1Draft(nn.Module):
         self.spec = spec
         self.fc = nn.Linear(2 * spec.hidden_size, spec.hidden_size, bias=False)
         self.layers = nn.ModuleList([Eagle1Layer(spec)])
-        self.rotary = rotary_embedding(spec.model_dump())
+        self.rotary = RotaryEmbedding(spec.head_dim, spec.rope_parameters)
 
     @property
     def layer(self) -> Eagle1Layer:

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .batch import PADDING, Batch
 from .checkpoint import rewind
@@ -207,13 +206,17 @@ class DraftModule(LightningModule):
         optimizer = torch.optim.AdamW(
             self.draft.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
-        schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer,
-            num_warmup_steps=round(config.warmup_fraction * self._steps),
-            num_training_steps=self._steps,
-            min_lr_rate=config.final_lr_fraction,
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate_fraction(self, step: int) -> float:
+        """Return the share of the learning rate that a step has (cosine: SGDR, arXiv 1608.03983, section 3)."""
+        warm_up = round(self._config.warmup_fraction * self._steps)
+        if step < warm_up:
+            return step / warm_up
+        progress = (step - warm_up) / max(1, self._steps - warm_up)
+        lowest = self._config.final_lr_fraction
+        return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the angles as trained, which the export compares, and the run's totals."""

@@ -1,7 +1,8 @@
-"""Rotary position embedding of a draft, computed by transformers from the config that is exported.
+"""Rotary position embedding of a draft, computed from the rope block that is exported.
 
 Training and serving thus start from the same block of numbers; ``check`` compares
-what an engine would build from the exported file with what was trained.
+what an engine would build from the exported file with what was trained. The angles
+are those of transformers' classes bit for bit, which the tests hold them against.
 
 Shapes: T positions, D head dimension, R of it that is rotated: all but for a partial rope.
 """
@@ -11,10 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+from torch import nn
 
+from .angles import concentration, frequencies, mscale
 from .architectures import Architecture
 from .errors import TrainError
 
@@ -38,30 +38,39 @@ def draft_rope(rope: Mapping[str, Any], architecture: Architecture, where: str) 
     if given["rope_type"] != "yarn":
         return given
     # vLLM and SGLang read different keys for the concentration, and without any compute the same number.
-    concentration = 0.1 * math.log(given["factor"]) + 1
-    found = given.pop("attention_factor", concentration)
-    if "mscale" in given or "mscale_all_dim" in given or not math.isclose(found, concentration, rel_tol=1e-6):
+    expected = mscale(given)
+    found = given.pop("attention_factor", expected)
+    if "mscale" in given or "mscale_all_dim" in given or not math.isclose(found, expected, rel_tol=1e-6):
         raise TrainError(
             f"{where}: the target's YaRN is {dict(rope)}, expected no mscale and no concentration but "
-            f"{concentration:.6f}. Drafts of this target are not supported."
+            f"{expected:.6f}. Drafts of this target are not supported."
         )
     return {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True} | given
 
 
-def rotary_embedding(config: Mapping[str, Any]) -> LlamaRotaryEmbedding | Phi3RotaryEmbedding:
-    """Return the module that turns positions (B, T) into cos and sin (B, T, R), R in two equal halves.
+class RotaryEmbedding(nn.Module):
+    """Turns positions into cos and sin."""
 
-    ``config`` has ``hidden_size``, ``num_attention_heads``, ``head_dim``, ``max_position_embeddings``
-    and ``rope_parameters``. cos and sin carry YaRN's concentration 0.1 ln(factor) + 1 (arXiv 2309.00071,
-    section 3.4). Raises KeyError for a missing key.
-    """
-    keys = ("hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
-    rope = dict(config["rope_parameters"])
-    llama = LlamaConfig(**{key: config[key] for key in keys}, rope_parameters=rope)
-    if "partial_rotary_factor" in rope:
-        # Llama's own default rope is never partial, and Phi3's config takes no other type.
-        return Phi3RotaryEmbedding(llama)  # type: ignore[arg-type]
-    return LlamaRotaryEmbedding(llama)
+    inv_freq: torch.Tensor
+    """(R/2,) float32, radians a position"""
+
+    def __init__(self, head_dim: int, rope: Mapping[str, Any]) -> None:
+        """Take the block as the draft's config has it. Raises KeyError for a missing key."""
+        super().__init__()
+        rotated = int(head_dim * (rope.get("partial_rotary_factor") or 1.0))
+        self.register_buffer("inv_freq", frequencies(rope, rotated), persistent=False)
+        self.attention_scaling = concentration(rope)
+
+    @torch.no_grad()
+    def forward(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map ``positions`` (B, T) to cos and sin (B, T, R), R in two equal halves, in the dtype of ``like``.
+
+        Both carry YaRN's concentration. They are computed in float32, whatever autocast says.
+        """
+        angles = positions[..., None].float() * self.inv_freq.float()
+        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(like.dtype), sin.to(like.dtype)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
+from .angles import Angles
 from .architectures import architecture_of
 from .contract import CONFIG_FILE, layer_config
 from .errors import TrainError
 from .forms import EAGLE1_ARCHITECTURES, ENGINES, Engine
-from .rope import draft_rope, rotary_embedding
-from .served_rope import Angles, served_angles
+from .rope import RotaryEmbedding, draft_rope
+from .served_rope import served_angles
 from .spec import load_spec
 
 POSITIONS = (128, 1024, 4096, 16384, 131071)
@@ -149,7 +150,8 @@ def _target_angles(config: PretrainedConfig, target: str | Path) -> Angles:
 
 
 def _trained_angles(layer: LlamaConfig) -> Angles:
-    rotary = rotary_embedding(layer.to_dict())
+    values = layer.to_dict()
+    rotary = RotaryEmbedding(int(values["head_dim"]), values["rope_parameters"])
     return Angles(inv_freq=rotary.inv_freq, concentration=float(rotary.attention_scaling))
 
 

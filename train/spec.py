@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig
-
 from ..storage.schema import Record
 from .architectures import Architecture, architecture_of
 from .config import TrainConfig
@@ -68,25 +66,24 @@ def draft_spec(
             f"{config.store[0]}: boundary {missing[0]} is not in the store, which has "
             f"{','.join(map(str, stored))}. Train on those, or extract again with other --boundaries."
         )
-    target = AutoConfig.from_pretrained(target_directory, local_files_only=True)
-    values = target.to_dict()
-    name, architecture = architecture_of(values, config.store[0])
-    heads = target.num_attention_heads
+    target = _target_values(target_directory)
+    name, architecture = architecture_of(target, config.store[0])
+    heads = target["num_attention_heads"]
     return DraftSpec(
         method=config.method,
         target_architecture=name,
-        num_target_layers=target.num_hidden_layers,
+        num_target_layers=target["num_hidden_layers"],
         boundaries=boundaries,
-        hidden_size=target.hidden_size,
-        intermediate_size=config.intermediate_size or _intermediate_size(values, architecture),
+        hidden_size=target["hidden_size"],
+        intermediate_size=config.intermediate_size or _intermediate_size(target, architecture),
         num_attention_heads=heads,
-        num_key_value_heads=target.num_key_value_heads,
-        head_dim=values.get("head_dim") or target.hidden_size // heads,
-        rms_norm_eps=target.rms_norm_eps,
-        vocab_size=target.vocab_size,
-        draft_vocab_size=target.vocab_size if is_eagle1 else min(config.draft_vocab_size, target.vocab_size),
-        max_position_embeddings=target.max_position_embeddings,
-        rope_parameters=draft_rope(target.rope_parameters, architecture, config.store[0]),
+        num_key_value_heads=target["num_key_value_heads"],
+        head_dim=target.get("head_dim") or target["hidden_size"] // heads,
+        rms_norm_eps=target["rms_norm_eps"],
+        vocab_size=target["vocab_size"],
+        draft_vocab_size=target["vocab_size"] if is_eagle1 else min(config.draft_vocab_size, target["vocab_size"]),
+        max_position_embeddings=target["max_position_embeddings"],
+        rope_parameters=draft_rope(target["rope_parameters"], architecture, config.store[0]),
         norm_output=config.norm_output,
         fc_norm=config.fc_norm,
         norm_before_fc=config.norm_before_fc,
@@ -94,6 +91,21 @@ def draft_spec(
         sliding_window=config.sliding_window,
         trained_embeddings=config.train_embeddings,
     )
+
+
+def _target_values(directory: Path) -> dict[str, Any]:
+    """Return the target's config with the rope as transformers 5 writes it.
+
+    Extraction completes one that is older. In a store from before it did, that is done here, where importing
+    transformers for it takes a second.
+    """
+    values: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    if "rope_parameters" in values:
+        return values
+    from transformers import AutoConfig
+
+    completed: dict[str, Any] = AutoConfig.from_pretrained(directory, local_files_only=True).to_dict()
+    return completed
 
 
 def _intermediate_size(target: Mapping[str, Any], architecture: Architecture) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from specx import SpecxError
 from specx.extract.target import (
@@ -65,6 +66,18 @@ def write_index(directory: Path, weight_map: Mapping[str, str]) -> None:
 
 def of_layers(layers: int) -> Target:
     return Target(path=Path("target"), config={"num_hidden_layers": layers}, files={}, dtype="bfloat16")
+
+
+def info_of(target: Target) -> DatasetInfo:
+    return DatasetInfo(
+        target=identify(target),
+        compute_dtype="bfloat16",
+        boundaries=(1, 3, 5),
+        hidden_size=target.hidden_size,
+        vocab_size=target.vocab_size,
+        top_k=4,
+        codec="none",
+    )
 
 
 def test_identity_survives_resharding(target: Path, copy: Path) -> None:
@@ -199,18 +212,35 @@ def test_store_holds_config_tokenizer_and_head_bit_for_bit(tiny_store: Path, tar
         assert torch.equal(head[name].view(torch.int16), weights[original].view(torch.int16))
 
 
+def test_config_that_leaves_defaults_to_transformers_is_completed(target: Path, copy: Path, tmp_path: Path) -> None:
+    path = copy / "config.json"
+    values = json.loads(path.read_text())
+    rope = values.pop("rope_parameters")
+    theta = rope["rope_theta"]
+    older = {"rope_theta": theta, "rope_scaling": {key: rope[key] for key in rope if key != "rope_theta"}}
+    path.write_text(json.dumps(values | older))
+    store = FeatureStore.create(tmp_path / "store", info_of(open_target(str(copy))))
+    copy_into(open_target(str(copy)), store)
+    held = store.target_directory
+    completed = json.loads((held / "config.json").read_text())
+    assert completed["rope_parameters"] == rope
+    assert str(tmp_path) not in json.dumps(completed)
+    read, original = (AutoConfig.from_pretrained(each).to_dict() for each in (held, target))
+    different = {key for key in read.keys() | original.keys() if read.get(key) != original.get(key)}
+    assert different <= {"_name_or_path", "transformers_version"}
+
+
+def test_config_that_transformers_cannot_read_is_refused(copy: Path, tmp_path: Path) -> None:
+    edit_config(copy, model_type="unheard_of")
+    target = open_target(str(copy))
+    store = FeatureStore.create(tmp_path / "store", info_of(target))
+    with pytest.raises(TargetError, match=rf"^{copy}/config\.json: transformers cannot read it: .*unheard_of"):
+        copy_into(target, store)
+
+
 def test_unfinished_copy_of_the_target_is_never_taken_for_a_whole_one(target: Path, copy: Path, tmp_path: Path) -> None:
     whole = open_target(str(target))
-    info = DatasetInfo(
-        target=identify(whole),
-        compute_dtype="bfloat16",
-        boundaries=(1, 3, 5),
-        hidden_size=whole.hidden_size,
-        vocab_size=whole.vocab_size,
-        top_k=4,
-        codec="none",
-    )
-    store = FeatureStore.create(tmp_path / "store", info)
+    store = FeatureStore.create(tmp_path / "store", info_of(whole))
     edit_weights(copy, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(TargetError):
         copy_into(open_target(str(copy)), store)

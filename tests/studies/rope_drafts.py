@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from specx.storage.store import TARGET_DIRECTORY, FeatureStore
+from specx.train.angles import frequencies
 from specx.train.config import TrainConfig
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.estimate import EstimateSummary
 from specx.train.evaluate.pipeline import run as evaluate
 from specx.train.export import export
 from specx.train.pipeline import run as train
-from specx.train.rope import rotary_embedding
 
 TARGET_ROPE = "yarn"
 DISTANCES = (16, 64, 256, 1024, 4096, 16384, 65536)
@@ -73,23 +73,16 @@ def correlations(target: Path) -> dict[str, dict[str, dict[str, float]]]:
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for model, head_dim, original in (("tiny gpt-oss", 32, 128), ("gpt-oss", 64, 4096)):
-        layer = {"hidden_size": head_dim, "num_attention_heads": 1, "head_dim": head_dim}
-        frequencies = {
-            name: rotary_embedding(
-                layer
-                | {
-                    "max_position_embeddings": 32 * original,
-                    "rope_parameters": block
-                    | ({"original_max_position_embeddings": original} if block["rope_type"] == "yarn" else {}),
-                }
-            ).inv_freq.double()
+        angles = {
+            # What YaRN alone reads.
+            name: frequencies(block | {"original_max_position_embeddings": original}, head_dim).double()
             for name, block in rope_blocks(target).items()
             if name != "yarn-unscaled"
         }
-        own = frequencies.pop(TARGET_ROPE)
+        own = angles.pop(TARGET_ROPE)
         found[model] = {
             name: {str(each): round(float(torch.cos((other - own) * each).mean()), 2) for each in DISTANCES}
-            for name, other in frequencies.items()
+            for name, other in angles.items()
         }
     return found
 

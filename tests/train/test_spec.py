@@ -1,5 +1,6 @@
 """From a target's config to a draft's."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_the_rope_of_gpt_oss_is_read_as_the_hub_writes_it_and_keeps_truncate(tmp
     config = GptOssConfig(**GEOMETRY, head_dim=64, num_local_experts=4, **GPT_OSS_ON_THE_HUB)
     rope = derived(tmp_path, config, "GptOssForCausalLM").rope_parameters
     assert rope == GPT_OSS_ON_THE_HUB["rope_scaling"] | {"rope_theta": 150000}
+
+
+def test_a_config_in_the_form_before_transformers_5_is_completed(tmp_path: Path) -> None:
+    config = GptOssConfig(**GEOMETRY, head_dim=64, num_local_experts=4, **GPT_OSS_ON_THE_HUB)
+    expected = derived(tmp_path, config, "GptOssForCausalLM")
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["rope_parameters"], values["num_key_value_heads"]
+    path.write_text(json.dumps(values | GPT_OSS_ON_THE_HUB))
+    found = draft_spec(TrainConfig(store="store", out="out"), tmp_path, (2, 4, 5))
+    assert found == expected.model_copy(update={"num_key_value_heads": GptOssConfig().num_key_value_heads})
 
 
 def test_a_yarn_block_without_truncate_is_spelled_out_as_engines_read_it(tmp_path: Path) -> None:

@@ -69,7 +69,10 @@ PEERS = (
     Peer(
         name="automodel",
         package="nemo-automodel==0.7.0",
-        extras=(*HUGGING_FACE, "transformers==5.18.0", "pyyaml", "tiktoken", "torchdata", "triton<3.8", "pillow"),
+        extras=(
+            *HUGGING_FACE, "transformers==5.18.0", "pyyaml", "tiktoken", "torchao==0.18.0", "torchdata",
+            "triton<3.8", "pillow",
+        ),
     ),
 )  # fmt: skip
 

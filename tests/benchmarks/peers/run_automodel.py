@@ -48,6 +48,7 @@ def new_trainer(dtype: torch.dtype) -> Eagle3TrainerModule:
 
 class Automodel(Candidate):
     package = "nemo-automodel"
+    command = ("nemo_automodel.cli.app", "nemo_automodel.recipes.llm.train_eagle3")
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,6 +34,8 @@ def converted(base: FakeBaseModel, is_compiled: bool) -> Any:
 
 class ModelOpt(Candidate):
     package = "nvidia-modelopt"
+    # It has no command but an example, which trains by this.
+    command = ("transformers.trainer", "modelopt.torch.opt")
 
     def prepared(self, arrays: dict[str, Any], longest: int) -> dict[str, torch.Tensor]:
         aux, last = (torch.from_numpy(arrays[name]).view(torch.bfloat16) for name in ("aux_hidden", "last_hidden"))

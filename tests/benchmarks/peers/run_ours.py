@@ -1,5 +1,11 @@
 """specx, in the project's own environment."""
 
+from specx.startup import quick_imports
+
+# First, as in `specx train`.
+with quick_imports():
+    from specx.train.pipeline import run
+
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +29,6 @@ from specx.train.config import TrainConfig
 from specx.train.corpus import Corpus
 from specx.train.loader import BatchLoader
 from specx.train.packing import batch_shape, plan_epoch, shuffled
-from specx.train.pipeline import run
 
 
 class FirstStepError(Exception):

@@ -54,6 +54,16 @@ def new_strategy(draft: LlamaForCausalLMEagle3, head: TargetHead) -> Eagle3Train
 
 class SpecForge(Candidate):
     package = "specforge"
+    command = (
+        "specforge.cli",
+        "accelerate.utils",
+        "specforge.application",
+        "specforge.distributed",
+        "specforge.launch",
+        "specforge.optimizer",
+        "specforge.training",
+        "specforge.training.assembly",
+    )
 
     def prepared(self, arrays: dict[str, Any], longest: int) -> dict[str, torch.Tensor]:
         aux, last = (torch.from_numpy(arrays[name]).view(torch.bfloat16) for name in ("aux_hidden", "last_hidden"))

@@ -52,6 +52,7 @@ def loss_of(model: Eagle3DraftModel, batch: dict[str, Any], dtype: torch.dtype) 
 
 class Speculators(Candidate):
     package = "speculators"
+    command = ("speculators.train.cli",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ It runs in the project's own environment and lives as long as the comparison, so
 libraries print goes to stderr.
 """
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -50,6 +51,8 @@ class Candidate(ABC):
 
     package: str
     """As the index names it."""
+    command: tuple[str, ...] = ()
+    """Modules that its training command imports and nothing here does."""
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
@@ -189,6 +192,8 @@ def serve(candidate: Candidate) -> None:
     """Answer until the other end closes. Called last, so that the first line says that all is imported."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    for module in candidate.command:
+        importlib.import_module(module)
     calls: dict[str, Callable[..., Any]] = {
         "about": candidate.about,
         "write": candidate.write,
