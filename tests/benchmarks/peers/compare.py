@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -222,8 +223,8 @@ class Comparison:
             found[f"{dtype} {'half' if is_half else 'full'}"] = seconds
         return {case: self._complete(seconds) for case, seconds in found.items()}
 
-    def start(self, rounds: int, count: int) -> Seconds:
-        """Start everybody anew each round; return seconds, and those that importing took."""
+    def start(self, rounds: int, count: int) -> dict[str, Any]:
+        """Start everybody anew each round; return seconds, those that importing took, and the floor's."""
         folders = {name: self._workspace / f"small-{name}" for name in self._pythons}
         target = self._workspace / "target"
         for name, child in list(self._children.items()):
@@ -231,14 +232,16 @@ class Comparison:
                 child("write_small", folder=str(folders[name]), count=count)
         self._children["ours"]("write_target", folder=str(target))
         seconds: Seconds = {}
+        floor = []
         for number in range(rounds):
+            floor.append(seconds_to_an_optimizer())
             for name in list(self._children):
                 # Compiling before a single step would be no gain.
                 with self._excusing(name), self._child(name, TORCHDYNAMO_DISABLE="1") as child:
                     found = child.ready()("start", folder=str(folders[name]), target=str(target))
                     seconds.setdefault(name, []).append(found | {"imported_s": child.imported_s})
             progress("start", number + 1, rounds)
-        return self._complete(seconds)
+        return {"start": self._complete(seconds), "start_floor": floor}
 
 
 def make_block(workspace: Path, pool: dict[str, Any], numbers: range) -> None:
@@ -249,6 +252,16 @@ def make_block(workspace: Path, pool: dict[str, Any], numbers: range) -> None:
         folder.mkdir(parents=True)
         for name, rows in wide_sequence(pool, number).items():
             np.save(folder / f"{name}.npy", rows)
+
+
+def seconds_to_an_optimizer() -> float:
+    """Start a process that imports torch and makes an AdamW, which nobody who trains does without."""
+    code = "import gc; gc.disable(); import torch; torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]); print()"
+    started = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        return time.perf_counter() - started
 
 
 def new_readings(workers: int) -> dict[str, Any]:
@@ -305,7 +318,7 @@ def compare(arguments: argparse.Namespace, workspace: Path) -> dict[str, Any]:
         if "step" in arguments.only:
             result["step"] = comparison.step(arguments.rounds)
         if "start" in arguments.only:
-            result["start"] = comparison.start(arguments.start_rounds, 200)
+            result |= comparison.start(arguments.start_rounds, 200)
         if "store" in arguments.only:
             result["store"] = comparison.write(arguments.sequences)
             for measure in (comparison.first_batch, comparison.read):

@@ -54,15 +54,25 @@ def new_strategy(draft: LlamaForCausalLMEagle3, head: TargetHead) -> Eagle3Train
 
 class SpecForge(Candidate):
     package = "specforge"
+    # Of training on stored states; most it imports as it gets there.
     command = (
         "specforge.cli",
         "accelerate.utils",
         "specforge.application",
+        "specforge.data.preprocessing",
         "specforge.distributed",
         "specforge.launch",
+        "specforge.modeling.draft.registry",
+        "specforge.modeling.target.target_utils",
         "specforge.optimizer",
+        "specforge.runtime.data_plane.offline_reader",
         "specforge.training",
         "specforge.training.assembly",
+        "specforge.training.model_loading",
+        "specforge.training.profiling",
+        "specforge.training.tracking",
+        "specforge.training.vocab_mapping",
+        "specforge.utils",
     )
 
     def prepared(self, arrays: dict[str, Any], longest: int) -> dict[str, torch.Tensor]:
