@@ -1,4 +1,4 @@
-"""Run by ``test_vllm`` and ``test_family``: vLLM in a process of its own, noting every token its drafter proposes.
+"""Run by ``test_family``: vLLM in a process of its own, noting every token its drafter proposes.
 
 Usage: served.py JOBS.json OUT.json. JOBS is a list of {"target", "draft", "prompts"}, prompts a list of lists of
 token ids, decoded one engine after the other. OUT holds a list a job: each prompt's output ids, and the proposals

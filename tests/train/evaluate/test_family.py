@@ -1,21 +1,26 @@
 """Every kind of draft, and drafts of every target, in the real engine on a CPU: vLLM proposes what our chain does.
 
-All are served by one process each for the drafts of the tiny gpt-oss and for those of the other targets, as it takes
-longer to start than to decode.
+They are served by two processes, one of them for the variants of the tiny gpt-oss's draft, as it takes longer to start
+than to decode.
 """
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
+from specx.train.check import TrainedDraft
 from specx.train.config import TrainConfig
+from specx.train.draft import Draft
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.prompts import read_prompts
-from specx.train.export import export
+from specx.train.export import export, read_trained, write_draft
+from specx.train.forms import Form
 from specx.train.pipeline import run as train
+from specx.train.run import RunDirectory
 
 from ..targets import CONFIGS, make_rows, make_target
 from .agreement import Job, Served, agreement, serve
@@ -48,13 +53,17 @@ STEPS = {
 }
 
 
+def recorded_prompts(target: Path, regen: Path, count: int) -> list[list[int]]:
+    config = EvaluateConfig(draft="", target=str(target), data=(str(regen / "dev.parquet"),), limit=count)
+    return [prompt.ids for prompt in read_prompts(config)]
+
+
 @pytest.fixture(scope="module")
 def served_variants(
     tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path, tiny_store: Path
 ) -> dict[str, tuple[Job, Served]]:
     folder = tmp_path_factory.mktemp("variants")
-    config = EvaluateConfig(draft="", target=str(target), data=(str(regen / "dev.parquet"),), limit=3)
-    prompts = [prompt.ids for prompt in read_prompts(config)]
+    prompts = recorded_prompts(target, regen, 3)
     jobs = {}
     for name, settings in VARIANTS.items():
         run, draft = folder / name / "run", folder / name / "draft"
@@ -94,18 +103,43 @@ def test_a_switch_that_the_engine_took_otherwise_would_be_noticed(
 
 
 @pytest.fixture(scope="module")
-def served_targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Job, Served]]:
+def served_targets(
+    tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path, trained_run: Path
+) -> dict[str, tuple[Job, Served]]:
+    """Drafts of the other targets, and one of the tiny gpt-oss that was trained for longer, and not at all."""
     folder = tmp_path_factory.mktemp("targets")
+    export(trained_run, folder / "trained", dtype="float32")
+    write_untrained(folder / "untrained", trained_run)
+    prompts = recorded_prompts(target, regen, 10)
+    jobs = {name: Job(target=target, draft=folder / name, prompts=prompts) for name in ("trained", "untrained")}
     rows = make_rows(folder / "rows.parquet")
-    jobs = {}
     for name in CONFIGS:
-        target = make_target(folder / name / "target", name)
+        other = make_target(folder / name / "target", name)
         store, run, draft = (folder / name / part for part in ("store", "run", "draft"))
-        extract(ExtractConfig(target=str(target), data=(str(rows),), store=str(store), top_k=8))
+        extract(ExtractConfig(target=str(other), data=(str(rows),), store=str(store), top_k=8))
         train(TrainConfig(store=str(store), out=str(run), max_steps=2, batch_tokens=256, draft_vocab_size=100))
         export(run, draft, dtype="float32")
-        jobs[name] = Job(target=target, draft=draft, prompts=[list(range(3 + i, 43 + i)) for i in range(3)])
+        jobs[name] = Job(target=other, draft=draft, prompts=[list(range(3 + i, 43 + i)) for i in range(3)])
     return serve(jobs, folder)
+
+
+def write_untrained(path: Path, trained_run: Path) -> None:
+    """Write a draft like that of the run, with its first weights."""
+    trained = read_trained(RunDirectory(trained_run))
+    torch.manual_seed(0)
+    untrained = TrainedDraft(
+        spec=trained.spec,
+        weights={name: weight.detach() for name, weight in Draft(trained.spec).named_parameters()},
+        vocabulary=trained.vocabulary,
+        inv_freq=trained.inv_freq,
+        attention_scaling=trained.attention_scaling,
+    )
+    write_draft(path, untrained, "float32", Form())
+
+
+def acceptance_length(requests: Served) -> float:
+    accepted = [count for request in requests for count in request["accepted"]]
+    return 1 + sum(accepted) / len(accepted)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -115,3 +149,16 @@ def test_a_draft_of_another_target_is_served_as_it_was_trained(
     equal, positions = agreement(*served_targets[name])
     assert positions >= 200
     assert equal / positions >= 0.99, f"{equal} of {positions}"
+
+
+def test_vllm_proposes_what_our_own_chain_proposes(served_targets: dict[str, tuple[Job, Served]]) -> None:
+    job, requests = served_targets["trained"]
+    equal, positions = agreement(job, requests)
+    assert positions >= 500
+    assert equal / positions >= 0.99, f"{equal} of {positions}"
+    assert acceptance_length(requests) > 1.5
+
+
+def test_an_untrained_draft_is_accepted_no_better_than_chance(served_targets: dict[str, tuple[Job, Served]]) -> None:
+    _, requests = served_targets["untrained"]
+    assert acceptance_length(requests) == pytest.approx(1.0, abs=0.02)
