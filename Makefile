@@ -35,11 +35,10 @@ demo: setup
 	$(BIN)/specx export --run demo/run --out demo/draft
 	$(BIN)/specx evaluate --draft demo/draft --target $(TARGET) --data $(ANSWERS)/dev.parquet --json
 
-# Three files at a time, in the order in which conftest.py puts them: on two cores one waits for processes and disks a third
-# of its time. A thread each: threads of several torches on the same cores wait for each other. What all the processes
-# import is compiled once.
+# Two files at a time, in the order in which conftest.py puts them, each on a core of its own: threads of several torches
+# on the same cores wait for each other. What all the processes import is compiled once.
 test: setup
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 # What the tests do a little of, at length: kills of two writers at once, and damage.
 torture: setup

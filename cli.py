@@ -12,7 +12,10 @@ import typer
 
 from . import SpecxError, __version__, cli_store
 from .cli_options import AsJson, RunFile, integers, show
+from .startup import collect_rarely, without_text_metrics
 
+# Here, as vLLM's processes import this file first.
+collect_rarely()
 app = typer.Typer(
     help="Dump a target's features once; train speculative-decoding drafts from them as often as you like.",
     no_args_is_help=True,
@@ -212,7 +215,6 @@ def train(
 ) -> None:
     """Train a draft from a feature store; the same command rerun resumes."""
     from .run_file import load_config
-    from .startup import quick_imports
     from .train.config import TrainConfig
 
     options = {
@@ -250,7 +252,7 @@ def train(
 
         show(forecast(settings), as_json)
         return
-    with quick_imports():
+    with without_text_metrics():
         from .train.pipeline import run
 
     show(run(settings), as_json)

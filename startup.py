@@ -1,33 +1,34 @@
-"""Importing what a command needs in less time: it is most of what one waits for before the first training step."""
+"""What makes a command begin soon: most of what one waits for until the first training step is imports."""
 
-import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_utilities.core.imports import RequirementCache
+
+def collect_rarely() -> None:
+    """Let Python's collector run less often in this process.
+
+    As libraries are imported it would go through all that they define time and again, and find nothing to free: a sixth
+    of the time that vLLM takes to be imported.
+    """
+    gc.set_threshold(50_000, 20, 100)
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
-    """Import in the block what has not been imported yet.
+def without_text_metrics() -> Iterator[None]:
+    """Import lightning in the block, the first time, without transformers.
 
-    The collector rests, which would go through all that libraries define time and again and find nothing to free; what
-    they defined is then left out of its later rounds. And torchmetrics, which lightning imports, is told that there is
-    no transformers: it would import it for scores of texts, which no one here computes.
+    Lightning imports torchmetrics, and that all of transformers for scores of texts, unless there is none.
     """
+    from lightning_utilities.core.imports import RequirementCache
+
     is_met = RequirementCache.__bool__
 
     def is_met_by_others(cache: RequirementCache) -> bool:
         return not (cache.requirement or "").startswith("transformers") and is_met(cache)
 
-    gc.disable()
     RequirementCache.__bool__ = is_met_by_others  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         RequirementCache.__bool__ = is_met  # type: ignore[method-assign]
-        gc.freeze()
-        # Else what they say of objects left over at the end, if they look for them, would be of these.
-        atexit.register(gc.unfreeze)
-        gc.enable()

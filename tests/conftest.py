@@ -27,18 +27,15 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from specx.startup import collect_rarely
 from specx.tests.command import run_command
+
+# As the command line does.
+collect_rarely()
 
 DATA = Path(__file__).parent / "data"
 
-# A shell that runs the tests in the background has its children ignore ^C.
-_PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from specx.cli import main
-main()
-"""
-SPECX = [sys.executable, "-c", _PROGRAM]
+SPECX = [sys.executable, str(Path(__file__).with_name("program.py"))]
 """The command line as the beginning of a command that a test starts, and kills, by itself."""
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]

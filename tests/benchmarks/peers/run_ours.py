@@ -1,9 +1,10 @@
 """specx, in the project's own environment."""
 
-from specx.startup import quick_imports
+from specx.startup import collect_rarely, without_text_metrics
 
 # First, as in `specx train`.
-with quick_imports():
+with without_text_metrics():
+    collect_rarely()
     from specx.train.pipeline import run
 
 import shutil

@@ -1,0 +1,10 @@
+"""The command line as its installed script starts it, in a file that vLLM's processes import as theirs."""
+
+import signal
+
+from specx.cli import main
+
+if __name__ == "__main__":
+    # A shell that runs the tests in the background has its children ignore ^C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
