@@ -194,7 +194,7 @@ def test_a_finished_file_is_left_as_it_is_and_other_settings_are_refused(
 ) -> None:
     before = killed["out"].read_bytes()
     options = ("--limit", str(PROMPTS), "--config", str(killed["settings"]))
-    arguments = command(target, regen / "train.parquet", killed["out"], *options)[3:]
+    arguments = command(target, regen / "train.parquet", killed["out"], *options)[len(SPECX) :]
     again = specx(*arguments)
     assert again.returncode == 0, again.stderr
     summary = json.loads(again.stdout.splitlines()[-1])
