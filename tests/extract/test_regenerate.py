@@ -92,11 +92,15 @@ def killed(tmp_path_factory: pytest.TempPathFactory, target: Path, regen: Path) 
     """A run that is killed twice and then interrupted: its output, and what was there after each end."""
     out = tmp_path_factory.mktemp("killed") / "answers.parquet"
     settings = out.with_name("run.yaml")
-    settings.write_text(f"answers_per_piece: {ANSWERS_PER_PIECE}\nmax_new_tokens: {NEW_TOKENS}\ntemperature: 0.7\n")
+    settings.write_text(
+        f"answers_per_piece: {ANSWERS_PER_PIECE}\nmax_new_tokens: {NEW_TOKENS}\ntemperature: 0.7\n"
+        # All prompts at once would end at once, and leave no time between two pieces and the end.
+        f"engine_options: {{max_num_seqs: {ANSWERS_PER_PIECE}}}\n"
+    )
     start = command(target, regen / "train.parquet", out, "--limit", str(PROMPTS), "--config", str(settings))
     kept, orphans = [], []
     for number in range(KILLS + 1):
-        wanted, how = 2 + 3 * number, signal.SIGKILL if number < KILLS else signal.SIGINT
+        wanted, how = kept[-1] + 2 if kept else 2, signal.SIGKILL if number < KILLS else signal.SIGINT
         process = subprocess.Popen(
             start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
