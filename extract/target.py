@@ -55,7 +55,14 @@ _COPIED_PATTERNS = (
 # They name files, tools and habits of generation, not the function the weights compute.
 _KEYS_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
-_KEYS_OF_DRAFTS = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
+_KEYS_OF_DRAFTS = (
+    "head_dim",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+)
 """Those of a config that a draft is made by, and ``open_target`` does not ask for."""
 
 
@@ -188,7 +195,7 @@ def copy_into(target: Target, store: FeatureStore) -> None:
         for pattern in _COPIED_PATTERNS:
             for file in sorted(target.path.glob(pattern)):
                 shutil.copyfile(file, directory / file.name)
-        if any(target.config.get(key) != config[key] for key in _KEYS_OF_DRAFTS):
+        if any(target.config.get(key) != config.get(key) for key in _KEYS_OF_DRAFTS):
             (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         head = read_head(target)
         try:

@@ -94,13 +94,13 @@ def draft_spec(
 
 
 def _target_values(directory: Path) -> dict[str, Any]:
-    """Return the target's config with the rope as transformers 5 writes it.
+    """Return the target's config, completed by transformers if it leaves something to its defaults.
 
-    Extraction completes one that is older. In a store from before it did, that is done here, where importing
-    transformers for it takes a second.
+    Extraction has completed it, where that could be. In a store from before it did, and for targets whose config has
+    no ``head_dim``, importing transformers takes a second here.
     """
     values: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    if "rope_parameters" in values:
+    if {"head_dim", "num_key_value_heads", "rms_norm_eps", "rope_parameters"} <= values.keys():
         return values
     from transformers import AutoConfig
 

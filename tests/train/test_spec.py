@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GptOssConfig, LlamaConfig, Phi3Config, Qwen3MoeConfig
+from transformers import GptOssConfig, LlamaConfig, Phi3Config, Qwen3Config, Qwen3MoeConfig
 
 from specx.extract.target import ARCHITECTURES
 from specx.train.architectures import TARGETS
@@ -79,6 +79,15 @@ def test_a_config_in_the_form_before_transformers_5_is_completed(tmp_path: Path)
     path.write_text(json.dumps(values | GPT_OSS_ON_THE_HUB))
     found = draft_spec(TrainConfig(store="store", out="out"), tmp_path, (2, 4, 5))
     assert found == expected.model_copy(update={"num_key_value_heads": GptOssConfig().num_key_value_heads})
+
+
+def test_a_head_dimension_that_is_not_written_is_the_default_of_the_target_s_class(tmp_path: Path) -> None:
+    derived(tmp_path, Qwen3Config(**GEOMETRY), "Qwen3ForCausalLM")
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("head_dim") == 128
+    path.write_text(json.dumps(values))
+    assert draft_spec(TrainConfig(store="store", out="out"), tmp_path, (2, 4, 5)).head_dim == 128
 
 
 def test_a_yarn_block_without_truncate_is_spelled_out_as_engines_read_it(tmp_path: Path) -> None:
