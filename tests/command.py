@@ -1,7 +1,7 @@
 """The command line in a process of its own, forked from one that has imported what commands need.
 
 Importing takes longer than most commands of the tests, so it is done once. Environment and folder are those of the
-test, except for what a library looks up as it is imported: a test of that starts ``conftest.SPECX``.
+test, except for what a library looks up as it is imported: a test of that starts ``program.SPECX``.
 """
 
 import multiprocessing

@@ -16,7 +16,6 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import urllib.request
 import uuid
@@ -34,9 +33,6 @@ from specx.tests.command import run_command
 collect_rarely()
 
 DATA = Path(__file__).parent / "data"
-
-SPECX = [sys.executable, str(Path(__file__).with_name("program.py"))]
-"""The command line as the beginning of a command that a test starts, and kills, by itself."""
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]

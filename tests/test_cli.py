@@ -14,7 +14,7 @@ from specx.extract.pipeline import run
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
-from .conftest import SPECX
+from .program import SPECX
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 

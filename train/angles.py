@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Angles:
@@ -39,7 +41,7 @@ def frequencies(rope: Mapping[str, Any], rotated: int) -> torch.Tensor:
             return _llama3(_plain(rope, rotated), rope)
         case "yarn":
             return _yarn(rope, rotated)
-    raise ValueError(f"rope_type is {rope['rope_type']}, expected default, linear, llama3 or yarn")
+    raise ValueError(f"rope_type is {rope['rope_type']}, expected one of {', '.join(ROPE_TYPES)}")
 
 
 def concentration(rope: Mapping[str, Any]) -> float:

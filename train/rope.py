@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .angles import concentration, frequencies, mscale
+from .angles import ROPE_TYPES, concentration, frequencies, mscale
 from .architectures import Architecture
 from .errors import TrainError
-
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def draft_rope(rope: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, Any]:
@@ -27,9 +25,9 @@ def draft_rope(rope: Mapping[str, Any], architecture: Architecture, where: str) 
     Raises TrainError for a rope that the draft's layer, or an engine, would not compute as the target does.
     """
     given = {key: value for key, value in rope.items() if value is not None}
-    if given["rope_type"] not in _ROPE_TYPES:
+    if given["rope_type"] not in ROPE_TYPES:
         raise TrainError(
-            f"{where}: the target's rope is {given['rope_type']}, expected one of {', '.join(_ROPE_TYPES)}. "
+            f"{where}: the target's rope is {given['rope_type']}, expected one of {', '.join(ROPE_TYPES)}. "
             "Drafts of this target are not supported."
         )
     # What the target ignores its draft would honour.

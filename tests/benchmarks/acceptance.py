@@ -12,15 +12,15 @@ import json
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from specx.tests.program import SPECX
+
 DATA = Path(__file__).parents[1] / "data"
 CONFIG = Path(__file__).parents[2] / "docs" / "demo.yaml"
-SPECX = [sys.executable, "-c", "from specx.cli import main; main()"]
 
 
 def specx(*arguments: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
 from specx.storage.writer import FeatureWriter
 
-from ..conftest import SPECX
+from ..program import SPECX
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 

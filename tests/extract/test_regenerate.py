@@ -27,7 +27,7 @@ from specx.extract.regenerate_config import RegenerateConfig
 from specx.extract.samples import Sample, SampleReader
 from specx.extract.target import open_target
 
-from ..conftest import SPECX
+from ..program import SPECX
 
 pytestmark = pytest.mark.long
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..program import SPECX
 from .rope_drafts import (
     SERVED,
     TARGET_ROPE,
@@ -42,7 +43,6 @@ from .rope_texts import BUCKETS, conversations, described, pieces, questions, re
 
 DATA = Path(__file__).parents[1] / "data"
 TARGET = DATA / "tiny-gpt-oss"
-SPECX = [sys.executable, "-c", "from specx.cli import main; main()"]
 
 CHECKED = ((TARGET_ROPE, TARGET_ROPE), ("plain-150000", "plain-150000"), ("plain-150000", TARGET_ROPE))
 """Ropes to train and to serve with, of the drafts of the shorter conversations and seed 0 that vLLM decodes with."""

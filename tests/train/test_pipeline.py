@@ -18,7 +18,7 @@ from specx.train.errors import TrainError
 from specx.train.export import export
 from specx.train.pipeline import run
 
-from ..conftest import SPECX
+from ..program import SPECX
 
 pytestmark = pytest.mark.long
 

@@ -13,15 +13,9 @@ from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb as apply
 
 from specx.train.rope import RotaryEmbedding, rotate
 
-ROPE = {
-    "rope_type": "yarn",
-    "rope_theta": 150000.0,
-    "factor": 32.0,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "original_max_position_embeddings": 4096,
-    "truncate": False,
-}
+ROPE: dict[str, Any] = GptOssConfig().rope_parameters
+"""That of gpt-oss."""
+
 GPT_OSS = {
     "hidden_size": 2880,
     "num_attention_heads": 64,
@@ -79,7 +73,7 @@ def test_another_rope_block_gives_other_angles(change: dict[str, object]) -> Non
 )
 @pytest.mark.parametrize("theta", [1e4, 5e5])
 def test_angles_are_those_of_transformers_to_the_last_bit(rope: dict[str, Any], theta: float) -> None:
-    block = {"rope_theta": theta} | rope
+    block = rope | {"rope_theta": theta}
     theirs = LlamaRotaryEmbedding(LlamaConfig(**GPT_OSS | {"rope_parameters": dict(block)}))
     ours = RotaryEmbedding(64, block)
     assert torch.equal(ours.inv_freq, theirs.inv_freq)

@@ -28,7 +28,7 @@ from specx.train.objective import Objective, StepCounts, count_labels, evaluate,
 from specx.train.pipeline import open_corpus, run
 from specx.train.run import RunDirectory
 
-from ..conftest import SPECX
+from ..program import SPECX
 
 pytestmark = pytest.mark.long
 

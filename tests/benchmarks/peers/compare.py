@@ -165,7 +165,10 @@ class Comparison:
         are warm and nothing of the others is left there. The processor seconds are those of the reading process: none
         of its workers.
         """
-        found = {f"ours {codec}": new_readings(0) for codec in VARIANTS["ours"]}
+        found: dict[str, dict[str, Any]] = {
+            f"{name} {variant}": {"workers": 0, "tokens_per_s": [], "tokens_per_cpu_s": []}
+            for name, variant in self._variants()
+        }
         for name, variant in self._variants():
             key = f"{name} {variant}"
             beside = [] if name == "ours" else [f"ours {codec}" for codec in BESIDE]
@@ -174,12 +177,9 @@ class Comparison:
                 cool(self.folders[each])
             for each in rates:
                 warm(self.folders[each])
-            if name != "ours":
-                with self._excusing(name):
-                    found[key] = new_readings(self._best_workers(name, variant))
-            if key not in found:
-                continue
             with self._excusing(name):
+                if name != "ours":
+                    found[key]["workers"] = self._best_workers(name, variant)
                 for _ in range(rounds + 1):
                     for each in rates:
                         rates[each].append(self._rate(each, found[each]["workers"]))
@@ -262,10 +262,6 @@ def seconds_to_an_optimizer() -> float:
         assert process.stdout is not None
         process.stdout.readline()
         return time.perf_counter() - started
-
-
-def new_readings(workers: int) -> dict[str, Any]:
-    return {"workers": workers, "tokens_per_s": [], "tokens_per_cpu_s": []}
 
 
 def progress(what: str, done: int, of: int) -> None:

@@ -32,7 +32,7 @@ from specx.storage.rejects import read_rejects
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
-from ...conftest import SPECX
+from ...program import SPECX
 
 pytestmark = pytest.mark.long
 

@@ -17,7 +17,7 @@ from specx.extract.pipeline import ExtractSummary, run
 from specx.storage.store import FeatureStore
 from specx.storage.verify import verify
 
-from ...conftest import SPECX
+from ...program import SPECX
 
 pytestmark = pytest.mark.long
 
