@@ -12,7 +12,7 @@ import typer
 
 from . import SpecxError, __version__, cli_store
 from .cli_options import AsJson, RunFile, integers, show
-from .startup import collect_rarely, without_text_metrics
+from .startup import collect_rarely, without_collector, without_text_metrics
 
 # Here, as vLLM's processes import this file first.
 collect_rarely()
@@ -252,7 +252,7 @@ def train(
 
         show(forecast(settings), as_json)
         return
-    with without_text_metrics():
+    with without_collector(), without_text_metrics():
         from .train.pipeline import run
 
     show(run(settings), as_json)

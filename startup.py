@@ -15,6 +15,17 @@ def collect_rarely() -> None:
 
 
 @contextmanager
+def without_collector() -> Iterator[None]:
+    """Import libraries in the block without Python's collector, which then never goes through what they define."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
 def without_text_metrics() -> Iterator[None]:
     """Import lightning in the block, the first time, without transformers.
 

@@ -14,13 +14,42 @@ class ChildError(RuntimeError):
     """A project could not do what it was asked; the text is the last of what it printed."""
 
 
+def seconds_to_first_step(
+    name: str, python: Path, log: Path, environment: dict[str, str], command: list[str]
+) -> dict[str, float]:
+    """Run a training command up to the end of its first optimizer step; return seconds, and processor seconds.
+
+    Raises ChildError if it ends before.
+    """
+    started = time.perf_counter()
+    with (
+        log.open("a") as errors,
+        subprocess.Popen(
+            [str(python), str(HERE / "first_step.py"), *command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment | {"PYTHONPATH": str(HERE.parent)},
+        ) as process,
+    ):
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - started
+    if not line:
+        raise ChildError(f"{name}: {last_line(log)}")
+    return {"seconds": seconds} | json.loads(line)
+
+
+def last_line(log: Path) -> str:
+    return log.read_text().strip().splitlines()[-1]
+
+
 class Child:
-    """One project's process. ``imported_s`` is how long it took to be ready, once it is."""
+    """One project's process."""
 
     def __init__(self, name: str, python: Path, log: Path, environment: dict[str, str]) -> None:
         self.name = name
         self._log = log
-        self._started = time.perf_counter()
         with log.open("a") as errors:
             self._process = subprocess.Popen(
                 [str(python), str(HERE / f"run_{name}.py")],
@@ -31,13 +60,10 @@ class Child:
                 bufsize=1,
                 env=environment | {"PYTHONPATH": str(HERE.parent)},
             )
-        self.imported_s = 0.0
 
-    def ready(self) -> Self:
+    def ready(self) -> None:
         """Wait until everything is imported."""
         self._answer()
-        self.imported_s = time.perf_counter() - self._started
-        return self
 
     def __call__(self, call: str, **arguments: object) -> Any:
         """Ask, and wait for the answer. Raises ChildError if the process ends instead."""
@@ -50,7 +76,7 @@ class Child:
         if line := self._process.stdout.readline():
             return json.loads(line)
         self._process.wait()
-        raise ChildError(f"{self.name}: {self._log.read_text().strip().splitlines()[-1]}")
+        raise ChildError(f"{self.name}: {last_line(self._log)}")
 
     def __enter__(self) -> Self:
         return self

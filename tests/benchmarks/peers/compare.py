@@ -3,7 +3,8 @@
 store   the same 200 sequences, 200 to 2048 tokens at hidden size 2880, three boundaries and the last hidden state,
         written in blocks that take turns, and read in random order to batches
 step    forward, loss and backward at hidden size 256, two rows of 512 tokens, 3 unrolled steps
-start   from a finished store of 200 sequences of 512 tokens at hidden size 256 to the end of the first optimizer step
+start   from the training command to the end of its first optimizer step, on a finished store of 200 sequences of 512
+        tokens at hidden size 256, and of 2000
 
 Every project is a process that lives through a measurement, and each round asks all of them once. A ratio is the
 median of those of the rounds, ours over theirs, with the least and the largest beside it.
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from child import Child, ChildError
+from child import Child, ChildError, seconds_to_first_step
 from environments import PEERS, create
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -51,6 +52,7 @@ WAYS = {"ours": ("plain", "metrics", "floor")}
 of all rows."""
 CASES = [(dtype, is_half) for dtype in ("float32", "bfloat16") for is_half in (False, True)]
 WORKERS = (0, 2)
+START_SEQUENCES = (200, 2000)
 WARM_UP = 2
 PAUSE_S = 0.05
 """Between turns: threads that have just worked spin for a moment before they sleep, on a core of whose turn it is."""
@@ -89,9 +91,11 @@ class Comparison:
                     child.ready()
             yield
 
-    def _child(self, name: str, **environment: str) -> Child:
-        log = self._workspace / f"{name}.log"
-        return Child(name, self._pythons[name], log, os.environ | environment)
+    def _child(self, name: str) -> Child:
+        return Child(name, self._pythons[name], self._log(name), dict(os.environ))
+
+    def _log(self, name: str) -> Path:
+        return self._workspace / f"{name}.log"
 
     def versions(self) -> dict[str, dict[str, str]]:
         return {name: child("about") for name, child in self._children.items()}
@@ -223,25 +227,42 @@ class Comparison:
             found[f"{dtype} {'half' if is_half else 'full'}"] = seconds
         return {case: self._complete(seconds) for case, seconds in found.items()}
 
-    def start(self, rounds: int, count: int) -> dict[str, Any]:
-        """Start everybody anew each round; return seconds, those that importing took, and the floor's."""
-        folders = {name: self._workspace / f"small-{name}" for name in self._pythons}
+    def start(self, rounds: int) -> dict[str, Any]:
+        """Run everybody's training command each round; return seconds by the sequences of the store, and the floor's.
+
+        The round before the first is for libraries to be in memory.
+        """
         target = self._workspace / "target"
+        self._children["ours"]("write_target", folder=str(target))
+        floor = [seconds_to_an_optimizer() for _ in range(rounds + 1)][1:]
+        found: dict[str, Seconds] = {}
+        for count in START_SEQUENCES:
+            with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
+                seconds = self._start(Path(folder), target, rounds, count)
+            found[str(count)] = seconds
+        return {"start": {count: self._complete(seconds) for count, seconds in found.items()}, "start_floor": floor}
+
+    def _start(self, folder: Path, target: Path, rounds: int, count: int) -> Seconds:
+        out = folder / "out"
+        commands: dict[str, list[str]] = {}
         for name, child in list(self._children.items()):
             with self._excusing(name):
-                child("write_small", folder=str(folders[name]), count=count)
-        self._children["ours"]("write_target", folder=str(target))
+                child("write_small", folder=str(folder / name), count=count)
+                commands[name] = child("start_command", folder=str(folder / name), target=str(target), out=str(out))
         seconds: Seconds = {}
-        floor = []
-        for number in range(rounds):
-            floor.append(seconds_to_an_optimizer())
-            for name in list(self._children):
-                # Compiling before a single step would be no gain.
-                with self._excusing(name), self._child(name, TORCHDYNAMO_DISABLE="1") as child:
-                    found = child.ready()("start", folder=str(folders[name]), target=str(target))
-                    seconds.setdefault(name, []).append(found | {"imported_s": child.imported_s})
-            progress("start", number + 1, rounds)
-        return {"start": self._complete(seconds), "start_floor": floor}
+        # Compiling before a single step would be no gain.
+        environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
+        for number in range(rounds + 1):
+            for name in commands.keys() & self._children.keys():
+                shutil.rmtree(out, ignore_errors=True)
+                warm(folder / name)
+                python, log = self._pythons[name], self._log(name)
+                with self._excusing(name):
+                    taken = seconds_to_first_step(name, python, log, environment, commands[name])
+                    if number:
+                        seconds.setdefault(name, []).append(taken)
+            progress(f"start, {count} sequences", number, rounds)
+        return seconds
 
 
 def make_block(workspace: Path, pool: dict[str, Any], numbers: range) -> None:
@@ -314,7 +335,7 @@ def compare(arguments: argparse.Namespace, workspace: Path) -> dict[str, Any]:
         if "step" in arguments.only:
             result["step"] = comparison.step(arguments.rounds)
         if "start" in arguments.only:
-            result |= comparison.start(arguments.start_rounds, 200)
+            result |= comparison.start(arguments.start_rounds)
         if "store" in arguments.only:
             result["store"] = comparison.write(arguments.sequences)
             for measure in (comparison.first_batch, comparison.read):
@@ -328,7 +349,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=15, help="of the step")
     parser.add_argument("--read-rounds", type=int, default=5)
-    parser.add_argument("--start-rounds", type=int, default=3)
+    parser.add_argument("--start-rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=("step", "start", "store"), default=["step", "start", "store"])
     parser.add_argument("--folder", type=Path, help="Where 40 GB may be written; a temporary one by default.")
     parser.add_argument("--json", action="store_true", help="Print every round as well.")

@@ -10,14 +10,13 @@ import torch
 from nemo_automodel.components.datasets.llm.eagle3_cache import (
     build_cached_eagle3_dataloader,
     compress_target_probs,
-    read_target_embeddings,
     write_manifest,
     write_shard,
     write_target_embeddings,
 )
 from nemo_automodel.components.speculative.eagle.core import Eagle3TrainerModule, _compute_target_distribution
 from nemo_automodel.components.speculative.eagle.draft_llama import LlamaEagle3DraftModel
-from serve import BATCH_SEQUENCES, Candidate, optimize, serve, step_of
+from serve import BATCH_SEQUENCES, Candidate, serve, step_of
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
@@ -48,7 +47,6 @@ def new_trainer(dtype: torch.dtype) -> Eagle3TrainerModule:
 
 class Automodel(Candidate):
     package = "nemo-automodel"
-    command = ("nemo_automodel.cli.app", "nemo_automodel.recipes.llm.train_eagle3")
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,9 +74,14 @@ class Automodel(Candidate):
 
     def add(self, folder: Path, variant: str, first: int, ready: list[dict[str, torch.Tensor]]) -> None:
         sizes = self._sizes.setdefault(folder, [])
-        write_shard(str(folder), len(sizes), {name: torch.stack([each[name] for each in ready]) for name in ready[0]})
+        fields = {name: torch.stack([each[name] for each in ready]) for name in ready[0]}
+        if variant == "small":
+            # On a CPU it trains in float32, and takes no other.
+            fields["aux_hidden_states"] = fields["aux_hidden_states"].float()
+        write_shard(str(folder), len(sizes), fields)
         sizes.append(len(ready))
         self._top_k = ready[0]["target_probs_values"].shape[-1]
+        self._aux_width = ready[0]["aux_hidden_states"].shape[-1]
 
     def finish(self, folder: Path, variant: str) -> None:
         sizes = self._sizes.pop(folder)
@@ -88,13 +91,17 @@ class Automodel(Candidate):
             "shard_size": sizes[0],
             "target_probs_topk": self._top_k,
             "selected_token_ids": shape.draft_ids().tolist(),
+            "target_vocab_size": shape.VOCABULARY,
+            "aux_hidden_dim": self._aux_width,
         }
         write_manifest(str(folder), manifest)
         if variant == "small":
             write_target_embeddings(str(folder), torch.randn(shape.VOCABULARY, shape.HIDDEN))
 
-    def loader(self, folder: Path, variant: str, workers: int, rows: int = BATCH_SEQUENCES) -> Any:
-        return build_cached_eagle3_dataloader(cache_dir=str(folder), batch_size=rows, shuffle=True, num_workers=workers)
+    def loader(self, folder: Path, variant: str, workers: int) -> Any:
+        return build_cached_eagle3_dataloader(
+            cache_dir=str(folder), batch_size=BATCH_SEQUENCES, shuffle=True, num_workers=workers
+        )
 
     def tokens_of(self, batch: dict[str, torch.Tensor]) -> int:
         return int(batch["attention_mask"].sum())
@@ -115,13 +122,26 @@ class Automodel(Candidate):
         }
         return step_of(trainer, lambda: trainer(**batch).loss)
 
-    def first_step(self, folder: Path, target: Path) -> None:
-        loader = self.loader(folder, "small", 0, shape.ROWS)
-        selected = json.loads((folder / "manifest.json").read_text())["selected_token_ids"]
-        assert len(selected) == shape.DRAFT_VOCABULARY
-        trainer = new_trainer(torch.bfloat16)
-        trainer.draft_model.model.embed_tokens.weight.data.copy_(read_target_embeddings(str(folder)))
-        optimize(trainer, trainer(**next(iter(loader))).loss)
+    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+        """Its recipe: the command before it asks for a GPU."""
+        settings = {
+            "dist_env": {"backend": "gloo"},
+            "recipe_args": {
+                "target_model_name_or_path": str(target),
+                "cached_target_path": str(folder),
+                "micro_batch_size": shape.ROWS,
+                "ttt_steps": shape.UNROLLED,
+                "num_epochs": 1,
+                "fc_norm": True,
+                "norm_output": True,
+                "output_dir": str(out),
+            },
+            "optimizer": {"lr": 1e-4},
+        }
+        config = folder.with_name(f"{folder.name}-train.yaml")
+        # JSON is YAML.
+        config.write_text(json.dumps(settings))
+        return ["nemo_automodel.recipes.llm.train_eagle3:main", "--config", str(config)]
 
 
 if __name__ == "__main__":

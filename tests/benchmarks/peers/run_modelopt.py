@@ -4,38 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import modelopt.torch.speculative as mtsp
 import shape
 import torch
-from modelopt.torch.speculative.eagle.utils import EagleOfflineDataCollator, OfflineSupervisedDataset
+from modelopt.torch.speculative.eagle.utils import EagleOfflineDataCollator
 from modelopt.torch.speculative.plugins.modeling_fakebase import FakeBaseConfig, FakeBaseModel
-from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, optimize, serve, step_of
+from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, serve, step_of
 from torch.utils.data import DataLoader
-
-
-def converted(base: FakeBaseModel, is_compiled: bool) -> Any:
-    """Return the base with a draft of the shape."""
-    architecture = {key: shape.LLAMA[key] for key in ("intermediate_size", "num_attention_heads", "head_dim")} | {
-        "num_key_value_heads": shape.KV_HEADS,
-        "rms_norm_eps": 1e-5,
-        "draft_vocab_size": shape.DRAFT_VOCABULARY,
-        "eagle_aux_hidden_state_layer_ids": list(shape.BOUNDARIES),
-    }
-    config = {
-        "eagle_offline": True,
-        "eagle_architecture_config": architecture,
-        "eagle_ttt_steps": shape.UNROLLED,
-        "eagle_use_torch_compile": is_compiled,
-    }
-    model = mtsp.convert(base, mode=[("eagle", config)])
-    model.eagle_module.d2t.zero_()
-    return model.train()
+from train_modelopt import converted, dataset
 
 
 class ModelOpt(Candidate):
     package = "nvidia-modelopt"
-    # It has no command but an example, which trains by this.
-    command = ("transformers.trainer", "modelopt.torch.opt")
 
     def prepared(self, arrays: dict[str, Any], longest: int) -> dict[str, torch.Tensor]:
         aux, last = (torch.from_numpy(arrays[name]).view(torch.bfloat16) for name in ("aux_hidden", "last_hidden"))
@@ -54,13 +33,12 @@ class ModelOpt(Candidate):
     def finish(self, folder: Path, variant: str) -> None:
         pass
 
-    def loader(
-        self, folder: Path, variant: str, workers: int, rows: int = BATCH_SEQUENCES, longest: int = MAX_LENGTH
-    ) -> DataLoader[Any]:
+    def loader(self, folder: Path, variant: str, workers: int) -> DataLoader[Any]:
         """Build what the transformers Trainer builds from its data set and its collator."""
-        dataset = OfflineSupervisedDataset(sorted(folder.glob("*.pt")), answer_only_loss=True)
-        collator = EagleOfflineDataCollator(train_len=longest)
-        return DataLoader(dataset, rows, shuffle=True, num_workers=workers, collate_fn=collator, drop_last=False)
+        collator = EagleOfflineDataCollator(train_len=MAX_LENGTH)
+        return DataLoader(
+            dataset(folder), BATCH_SEQUENCES, shuffle=True, num_workers=workers, collate_fn=collator, drop_last=False
+        )
 
     def tokens_of(self, batch: dict[str, Any]) -> int:
         return int(batch["attention_mask"].sum())
@@ -81,12 +59,8 @@ class ModelOpt(Candidate):
         }
         return step_of(model, lambda: model(**batch).loss)
 
-    def first_step(self, folder: Path, target: Path) -> None:
-        loader = self.loader(folder, "small", 0, shape.ROWS, shape.LENGTH)
-        model = converted(FakeBaseModel.from_source(str(target)), is_compiled=False)
-        batch = next(iter(loader))
-        batch.pop("labels")
-        optimize(model, model(**batch).loss)
+    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+        return ["train_modelopt:main", str(folder), str(target), str(out)]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,6 @@
 """specx, in the project's own environment."""
 
-from specx.startup import collect_rarely, without_text_metrics
-
-# First, as in `specx train`.
-with without_text_metrics():
-    collect_rarely()
-    from specx.train.pipeline import run
-
-import shutil
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +9,7 @@ import data_wait
 import shape
 import step
 import store
-import torch
 from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, serve
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import Origin, SequenceFeatures
@@ -26,14 +17,9 @@ from specx.storage.store import FeatureStore
 from specx.storage.summary import summary
 from specx.storage.writer import FeatureWriter
 from specx.train.buffers import Buffers
-from specx.train.config import TrainConfig
 from specx.train.corpus import Corpus
 from specx.train.loader import BatchLoader
 from specx.train.packing import batch_shape, plan_epoch, shuffled
-
-
-class FirstStepError(Exception):
-    """Ends a run that was started for its first step only."""
 
 
 class Epochs:
@@ -94,21 +80,11 @@ class Ours(Candidate):
         case = step.Step(step.Case(dtype=shape.DTYPES[dtype], is_half=is_half))
         return lambda: case.ours(with_metrics=way == "metrics")
 
-    def first_step(self, folder: Path, target: Path) -> None:
-        """Run all that ``specx train`` runs, to the end of the first step."""
-        out = folder.with_name(f"{folder.name}-run")
-        shutil.rmtree(out, ignore_errors=True)
-
-        def end(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            raise FirstStepError
-
-        hook = register_optimizer_step_post_hook(end)
-        try:
-            run(TrainConfig.model_validate(data_wait.settings(str(folder), out, 50) | {"precision": "bf16-mixed"}))
-        except FirstStepError:
-            pass
-        finally:
-            hook.remove()
+    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+        config = folder.with_name(f"{folder.name}-train.yaml")
+        # JSON is YAML.
+        config.write_text(json.dumps(data_wait.settings(str(folder), out, 50) | {"precision": "bf16-mixed"}))
+        return ["specx.cli:main", "train", "--config", str(config)]
 
 
 if __name__ == "__main__":

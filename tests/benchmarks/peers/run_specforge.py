@@ -1,46 +1,38 @@
 """SpecForge: one torch.save file a sequence, FeatureDataLoader, OnlineEagle3Model on stored states."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import shape
-import specforge.algorithms.eagle3.model as eagle3_model
 import torch
-from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, optimize, serve, step_of
+from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, serve, step_of
 from specforge.algorithms.eagle3.providers import algorithm_providers
-from specforge.core.loss import _compute_loss
 from specforge.modeling.draft.llama3_eagle import LlamaForCausalLMEagle3
 from specforge.modeling.target.target_head import TargetHead
 from specforge.runtime.contracts import TrainBatch
 from specforge.runtime.data_plane.feature_dataloader import FeatureDataLoader
 from specforge.runtime.data_plane.feature_store import LocalFeatureStore
 from specforge.training.strategies.base import Eagle3TrainStrategy
+from train_specforge import eagle3_model
 from transformers import LlamaConfig
 
 OFFLINE = algorithm_providers().offline_for("text")
 
 
-class PlainLoss:
-    """Its own loss without Triton, in the place of the one with."""
-
-    apply = staticmethod(_compute_loss)
-
-
-eagle3_model.LogSoftmaxLoss = PlainLoss
+DRAFT = shape.LLAMA | {
+    "num_hidden_layers": 1,
+    "draft_vocab_size": shape.DRAFT_VOCABULARY,
+    "pad_token_id": 0,
+    "fc_norm": True,
+    "norm_output": True,
+}
 
 
 def new_draft(dtype: torch.dtype) -> LlamaForCausalLMEagle3:
-    config = LlamaConfig(
-        **shape.LLAMA,
-        num_hidden_layers=1,
-        draft_vocab_size=shape.DRAFT_VOCABULARY,
-        pad_token_id=0,
-        fc_norm=True,
-        norm_output=True,
-    )
-    draft = LlamaForCausalLMEagle3(config, attention_backend="sdpa")
+    draft = LlamaForCausalLMEagle3(LlamaConfig(**DRAFT), attention_backend="sdpa")
     draft.t2d.copy_(shape.membership())
     draft.d2t.zero_()
     draft.freeze_embedding()
@@ -54,26 +46,6 @@ def new_strategy(draft: LlamaForCausalLMEagle3, head: TargetHead) -> Eagle3Train
 
 class SpecForge(Candidate):
     package = "specforge"
-    # Of training on stored states; most it imports as it gets there.
-    command = (
-        "specforge.cli",
-        "accelerate.utils",
-        "specforge.application",
-        "specforge.data.preprocessing",
-        "specforge.distributed",
-        "specforge.launch",
-        "specforge.modeling.draft.registry",
-        "specforge.modeling.target.target_utils",
-        "specforge.optimizer",
-        "specforge.runtime.data_plane.offline_reader",
-        "specforge.training",
-        "specforge.training.assembly",
-        "specforge.training.model_loading",
-        "specforge.training.profiling",
-        "specforge.training.tracking",
-        "specforge.training.vocab_mapping",
-        "specforge.utils",
-    )
 
     def prepared(self, arrays: dict[str, Any], longest: int) -> dict[str, torch.Tensor]:
         aux, last = (torch.from_numpy(arrays[name]).view(torch.bfloat16) for name in ("aux_hidden", "last_hidden"))
@@ -94,18 +66,16 @@ class SpecForge(Candidate):
     def finish(self, folder: Path, variant: str) -> None:
         pass
 
-    def loader(
-        self, folder: Path, variant: str, workers: int, rows: int = BATCH_SEQUENCES, longest: int = MAX_LENGTH
-    ) -> FeatureDataLoader:
-        reader = OFFLINE.build_reader(str(folder), run_id="offline", ttt_length=shape.UNROLLED, max_len=longest)
+    def loader(self, folder: Path, variant: str, workers: int) -> FeatureDataLoader:
+        reader = OFFLINE.build_reader(str(folder), run_id="offline", ttt_length=shape.UNROLLED, max_len=MAX_LENGTH)
         refs = reader.read()
         random.Random(0).shuffle(refs)
         return FeatureDataLoader(
             LocalFeatureStore(),
             refs=refs,
-            batch_size=rows,
+            batch_size=BATCH_SEQUENCES,
             collate_fn=OFFLINE.build_collator(),
-            per_sample_transform=OFFLINE.build_normalizer(longest),
+            per_sample_transform=OFFLINE.build_normalizer(MAX_LENGTH),
             num_workers=workers,
         )
 
@@ -134,12 +104,30 @@ class SpecForge(Candidate):
         )
         return step_of(draft, lambda: strategy.forward_loss(batch).loss)
 
-    def first_step(self, folder: Path, target: Path) -> None:
-        loader = self.loader(folder, "small", 0, shape.ROWS, shape.LENGTH)
-        draft = new_draft(torch.bfloat16)
-        draft.load_embedding(str(target))
-        strategy = new_strategy(draft, TargetHead.from_pretrained(str(target)))
-        optimize(draft, strategy.forward_loss(next(iter(loader))).loss)
+    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+        draft = folder.with_name(f"{folder.name}-draft.json")
+        draft.write_text(json.dumps(DRAFT | {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama"}))
+        settings = {
+            "model": {"target_model_path": str(target), "draft_model_config": str(draft)},
+            "data": {
+                "hidden_states_path": str(folder),
+                "max_length": shape.LENGTH,
+                "dataloader_num_workers": 0,
+                "cache_dir": str(out / "cache"),
+            },
+            "training": {
+                "strategy": "eagle3",
+                "batch_size": shape.ROWS,
+                "ttt_length": shape.UNROLLED,
+                "attention_backend": "sdpa",
+                # Sharding wants a GPU.
+                "fsdp_sharding": "NO_SHARD",
+            },
+            "output_dir": str(out),
+        }
+        config = folder.with_name(f"{folder.name}-train.json")
+        config.write_text(json.dumps(settings))
+        return ["train_specforge:main", "train", "--config", str(config)]
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shape
 import torch
 from datasets import Dataset
 from hs_connectors import FileTransfer, FP8Transfer
 from hs_connectors.fp8_utils import SCALES_KEY, dequantize_fp8_tensor, quantize_tensor_to_fp8
 from safetensors.torch import save_file
-from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, block_sequence, optimize, serve, step_of
+from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, block_sequence, serve, step_of
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 from speculators.models.eagle3.data import shift_batch
@@ -52,7 +53,6 @@ def loss_of(model: Eagle3DraftModel, batch: dict[str, Any], dtype: torch.dtype) 
 
 class Speculators(Candidate):
     package = "speculators"
-    command = ("speculators.train.cli",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,12 +107,12 @@ class Speculators(Candidate):
         rows.set_format(type="torch")
         rows.save_to_disk(str(folder))
 
-    def loader(self, folder: Path, variant: str, workers: int, tokens: int = BATCH_SEQUENCES * MAX_LENGTH) -> Any:
+    def loader(self, folder: Path, variant: str, workers: int) -> Any:
+        tokens = BATCH_SEQUENCES * MAX_LENGTH
         states = folder / "hidden_states"
         transfer = FP8Transfer(states) if variant == "fp8" else FileTransfer(states)
         dataset = ArrowDataset(max_len=tokens, datapath=str(folder), transfer=transfer, on_missing="raise")
-        hidden_size = shape.HIDDEN if variant == "small" else 2880
-        return _setup_dataloader(dataset, tokens, hidden_size, num_workers=workers, preprocess=shift_batch)
+        return _setup_dataloader(dataset, tokens, 2880, num_workers=workers, preprocess=shift_batch)
 
     def tokens_of(self, batch: dict[str, Any]) -> int:
         # The first token of each sequence is dropped on the way.
@@ -134,10 +134,26 @@ class Speculators(Candidate):
         }
         return step_of(model, lambda: loss_of(model, batch, shape.DTYPES[dtype]))
 
-    def first_step(self, folder: Path, target: Path) -> None:
-        loader = self.loader(folder, "small", 0, shape.ROWS * shape.LENGTH)
-        model = new_model(target)
-        optimize(model, loss_of(model, next(iter(loader)), torch.bfloat16))
+    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+        np.save(folder / f"d2t-{shape.DRAFT_VOCABULARY}.npy", np.zeros(shape.DRAFT_VOCABULARY, np.int64))
+        np.save(folder / f"t2d-{shape.DRAFT_VOCABULARY}.npy", shape.membership().numpy())
+        options = {
+            "verifier-name-or-path": target,
+            "data-path": folder,
+            "draft-vocab-size": shape.DRAFT_VOCABULARY,
+            "on-missing": "raise",
+            "num-workers": 0,
+            "total-seq-len": shape.ROWS * shape.LENGTH,
+            "draft-attn-impl": "sdpa",
+            "loss-implementation": "eager",
+            "optimizer": "adamw",
+            "ttt-steps": shape.UNROLLED,
+            "save-path": out,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        layers = [str(each) for each in shape.BOUNDARIES]
+        norms = ["--fc-norm", "--no-norm-before-fc", "--no-norm-before-residual"]
+        return ["train_speculators:app", "train", *words, *norms, "--target-layer-ids", *layers]
 
 
 if __name__ == "__main__":

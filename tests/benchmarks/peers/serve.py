@@ -4,7 +4,6 @@ It runs in the project's own environment and lives as long as the comparison, so
 libraries print goes to stderr.
 """
 
-import importlib
 import importlib.metadata
 import json
 import os
@@ -19,11 +18,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import shape
 import torch
 from sequences import small_sequence
-from shape import THREADS, make_target
 
 BATCH_SEQUENCES = 4
+SMALL_BLOCK = 200
+"""Small sequences that are made ready at a time."""
 MAX_LENGTH = 2048
 
 
@@ -47,15 +48,13 @@ class Stopwatch:
 
 
 class Candidate(ABC):
-    """One project: its writer, its reader, its step, its way from a store to the first step."""
+    """One project: its writer, its reader, its step, its training command."""
 
     package: str
     """As the index names it."""
-    command: tuple[str, ...] = ()
-    """Modules that its training command imports and nothing here does."""
 
     def __init__(self) -> None:
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(shape.THREADS)
         self._steps: dict[tuple[str, bool, str], Callable[[], None]] = {}
         self._loaders: dict[tuple[str, int], Any] = {}
 
@@ -84,7 +83,9 @@ class Candidate(ABC):
         """Write the small sequences, which the first step is taken on."""
         path = Path(folder)
         path.mkdir()
-        self.add(path, "small", 0, [self.prepared(small_sequence(number), 512) for number in range(count)])
+        for first in range(0, count, SMALL_BLOCK):
+            numbers = range(first, min(first + SMALL_BLOCK, count))
+            self.add(path, "small", first, [self.prepared(small_sequence(number), shape.LENGTH) for number in numbers])
         self.finish(path, "small")
 
     @abstractmethod
@@ -149,24 +150,24 @@ class Candidate(ABC):
     @abstractmethod
     def new_step(self, dtype: str, is_half: bool, way: str) -> Callable[[], None]: ...
 
-    def start(self, folder: str, target: str) -> dict[str, float]:
-        """Go from a finished store of small sequences to the end of the first optimizer step; return the same."""
-        torch.manual_seed(0)
-        with Stopwatch() as watch:
-            self.first_step(Path(folder), Path(target))
-        return watch.found
+    def start_command(self, folder: str, target: str, out: str) -> list[str]:
+        """Return what trains from a finished store of small sequences, as ``first_step.py`` is told it.
+
+        ``out`` is where it may write, and does not exist when the command is run.
+        """
+        return self.training(Path(folder), Path(target), Path(out))
 
     @abstractmethod
-    def first_step(self, folder: Path, target: Path) -> None: ...
+    def training(self, folder: Path, target: Path, out: Path) -> list[str]: ...
 
     def write_target(self, folder: str) -> None:
-        make_target(Path(folder))
+        shape.make_target(Path(folder))
 
     @contextmanager
     def target(self) -> Iterator[Path]:
         """Give a checkpoint of the target, for as long as the block lasts."""
         with tempfile.TemporaryDirectory() as folder:
-            make_target(Path(folder))
+            shape.make_target(Path(folder))
             yield Path(folder)
 
 
@@ -180,20 +181,10 @@ def step_of(draft: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callabl
     return step
 
 
-def optimize(draft: torch.nn.Module, loss: torch.Tensor) -> None:
-    """Take the first step of AdamW."""
-    optimizer = torch.optim.AdamW([each for each in draft.parameters() if each.requires_grad], lr=1e-4)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def serve(candidate: Candidate) -> None:
     """Answer until the other end closes. Called last, so that the first line says that all is imported."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    for module in candidate.command:
-        importlib.import_module(module)
     calls: dict[str, Callable[..., Any]] = {
         "about": candidate.about,
         "write": candidate.write,
@@ -204,7 +195,7 @@ def serve(candidate: Candidate) -> None:
         "first_batch": candidate.first_batch,
         "forget": candidate.forget,
         "step": candidate.step,
-        "start": candidate.start,
+        "start_command": candidate.start_command,
     }
     print(json.dumps("ready"), file=answers)
     for line in sys.stdin:

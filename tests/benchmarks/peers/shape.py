@@ -77,13 +77,17 @@ def membership() -> torch.Tensor:
 
 
 def make_target(folder: Path) -> None:
-    """Write what peers read of a target: its configuration, embedding, head and last norm, in one checkpoint."""
+    """Write what peers read of a target: configuration, embedding, head and last norm in a checkpoint, a tokenizer."""
     from safetensors.torch import save_file
-    from transformers import LlamaConfig
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     config = LlamaConfig(**LLAMA, num_hidden_layers=LAYERS, architectures=["LlamaForCausalLM"], dtype="bfloat16")
     config.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>"))
+    names = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": "<eos>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     tensors = {
         "model.embed_tokens.weight": torch.randn(VOCABULARY, HIDDEN) / HIDDEN**0.5,
         "lm_head.weight": favourites(torch.randn(VOCABULARY, HIDDEN) / 10),
