@@ -46,7 +46,7 @@ class LocalPlace:
 
     def sizes(self, tree: str) -> dict[str, int]:
         found: dict[str, int] = {}
-        waiting = [(self._path(tree), "")]
+        waiting = [(str(self._path(tree)), "")]
         while waiting:
             folder, prefix = waiting.pop()
             try:
@@ -54,7 +54,7 @@ class LocalPlace:
                     for entry in entries:
                         key = f"{prefix}{entry.name}"
                         if entry.is_dir(follow_symlinks=False):
-                            waiting.append((Path(entry.path), f"{key}/"))
+                            waiting.append((entry.path, f"{key}/"))
                         elif entry.is_file():
                             found[key] = entry.stat().st_size
             except (FileNotFoundError, NotADirectoryError):

@@ -80,6 +80,21 @@ def test_training_is_imported_without_transformers() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_collector_does_not_run_while_training_is_imported() -> None:
+    script = (
+        "import gc\n"
+        "from specx.startup import without_collector\n"
+        "runs = []\n"
+        "gc.callbacks.append(lambda phase, info: runs.append(phase))\n"
+        "with without_collector():\n"
+        "    import zarr\n"
+        "assert not runs, runs\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 10_000, gc.get_freeze_count()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_version_is_printed(specx: Specx) -> None:
     result = specx("--version")
     assert (result.returncode, result.stdout) == (0, f"specx {__version__}\n")
