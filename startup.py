@@ -1,5 +1,6 @@
 """What makes a command begin soon: most of what one waits for until the first training step is imports."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ def collect_rarely() -> None:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Import libraries in the block without Python's collector, which then never goes through what they define."""
+    """Import libraries in the block without Python's collector, which goes through what they define at the end only."""
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
+        # Or what is left at the end is reported as leaks, by libraries that look.
+        atexit.register(gc.unfreeze)
         gc.enable()
 
 

@@ -253,7 +253,7 @@ class Comparison:
         # Compiling before a single step would be no gain.
         environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
         for number in range(rounds + 1):
-            for name in commands.keys() & self._children.keys():
+            for name in [each for each in commands if each in self._children]:
                 shutil.rmtree(out, ignore_errors=True)
                 warm(folder / name)
                 python, log = self._pythons[name], self._log(name)
