@@ -84,7 +84,10 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the process."""
+        self.end()
+
+    def end(self) -> None:
+        """End the process, if it has not ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

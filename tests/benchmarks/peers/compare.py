@@ -83,16 +83,21 @@ class Comparison:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keep a process of each, for as long as the block lasts."""
-        with ExitStack() as stack:
-            started = {name: stack.enter_context(self._child(name)) for name in self._pythons}
-            self._children = dict(started)
-            for name, child in started.items():
+        with ExitStack() as self._stack:
+            self._children = {name: self._stack.enter_context(self._child(name)) for name in self._pythons}
+            for name, child in list(self._children.items()):
                 with self._excusing(name):
                     child.ready()
             yield
 
     def _child(self, name: str) -> Child:
         return Child(name, self._pythons[name], self._log(name), dict(os.environ))
+
+    def _begin_anew(self, name: str) -> None:
+        """Start a process anew: memory that the old one has let go of is at hand for what it does next."""
+        self._children[name].end()
+        self._children[name] = self._stack.enter_context(self._child(name))
+        self._children[name].ready()
 
     def _log(self, name: str) -> Path:
         return self._workspace / f"{name}.log"
@@ -166,8 +171,8 @@ class Comparison:
         """Read every variant once a round; return the processes that were best, and tokens a second by round.
 
         Not all stores fit into memory, so each of a peer's is read in turns with ours alone, ``beside`` it, once they
-        are warm and nothing of the others is left there. The processor seconds are those of the reading process: none
-        of its workers.
+        are warm and nothing of the others is left there, and in processes that have done nothing before. The processor
+        seconds are those of the reading process: none of its workers.
         """
         found: dict[str, dict[str, Any]] = {
             f"{name} {variant}": {"workers": 0, "tokens_per_s": [], "tokens_per_cpu_s": []}
@@ -182,6 +187,8 @@ class Comparison:
             for each in rates:
                 warm(self.folders[each])
             with self._excusing(name):
+                for each in {"ours", name}:
+                    self._begin_anew(each)
                 if name != "ours":
                     found[key]["workers"] = self._best_workers(name, variant)
                 for _ in range(rounds + 1):
