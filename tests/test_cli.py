@@ -55,6 +55,12 @@ def last_line(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
     return summary
 
 
+def assert_runs(script: str) -> None:
+    """Run a script in a process of its own, to its end and without a word."""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     script = SCRIPT.replace("HEAVY", repr(json.dumps(HEAVY)))
     arguments = json.dumps(["", *COMMANDS])
@@ -76,8 +82,7 @@ def test_training_is_imported_without_transformers() -> None:
         "from lightning_utilities.core.imports import RequirementCache\n"
         "assert RequirementCache('transformers>=4.0')\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert_runs(script)
 
 
 def test_collector_does_not_run_while_training_is_imported() -> None:
@@ -91,8 +96,7 @@ def test_collector_does_not_run_while_training_is_imported() -> None:
         "assert not runs, runs\n"
         "assert gc.isenabled() and gc.get_freeze_count() > 10_000, gc.get_freeze_count()\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert_runs(script)
 
 
 def test_version_is_printed(specx: Specx) -> None:

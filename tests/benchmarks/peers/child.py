@@ -1,6 +1,7 @@
 """The other end of ``serve.py``: a project in a process of its own, asked by name."""
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -14,30 +15,34 @@ class ChildError(RuntimeError):
     """A project could not do what it was asked; the text is the last of what it printed."""
 
 
-def seconds_to_first_step(
-    name: str, python: Path, log: Path, environment: dict[str, str], command: list[str]
-) -> dict[str, float]:
+def seconds_to_first_step(name: str, python: Path, log: Path, command: list[str]) -> dict[str, float]:
     """Run a training command up to the end of its first optimizer step; return seconds, and processor seconds.
 
     Raises ChildError if it ends before.
     """
     started = time.perf_counter()
-    with (
-        log.open("a") as errors,
-        subprocess.Popen(
-            [str(python), str(HERE / "first_step.py"), *command],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment | {"PYTHONPATH": str(HERE.parent)},
-        ) as process,
-    ):
+    # Compiling before a single step would be no gain.
+    with start(python, log, "first_step.py", *command, TORCHDYNAMO_DISABLE="1") as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         seconds = time.perf_counter() - started
     if not line:
         raise ChildError(f"{name}: {last_line(log)}")
     return {"seconds": seconds} | json.loads(line)
+
+
+def start(python: Path, log: Path, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a script of this folder in a project's environment; what it prints as errors is added to the log."""
+    with log.open("a") as errors:
+        return subprocess.Popen(
+            [str(python), str(HERE / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            bufsize=1,
+            env=os.environ | {"PYTHONPATH": str(HERE.parent)} | environment,
+        )
 
 
 def last_line(log: Path) -> str:
@@ -47,19 +52,10 @@ def last_line(log: Path) -> str:
 class Child:
     """One project's process."""
 
-    def __init__(self, name: str, python: Path, log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, python: Path, log: Path) -> None:
         self.name = name
         self._log = log
-        with log.open("a") as errors:
-            self._process = subprocess.Popen(
-                [str(python), str(HERE / f"run_{name}.py")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                bufsize=1,
-                env=environment | {"PYTHONPATH": str(HERE.parent)},
-            )
+        self._process = start(python, log, f"run_{name}.py")
 
     def ready(self) -> None:
         """Wait until everything is imported."""

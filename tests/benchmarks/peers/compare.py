@@ -53,6 +53,7 @@ of all rows."""
 CASES = [(dtype, is_half) for dtype in ("float32", "bfloat16") for is_half in (False, True)]
 WORKERS = (0, 2)
 START_SEQUENCES = (200, 2000)
+"""Of the stores that training starts from."""
 WARM_UP = 2
 PAUSE_S = 0.05
 """Between turns: threads that have just worked spin for a moment before they sleep, on a core of whose turn it is."""
@@ -91,7 +92,7 @@ class Comparison:
             yield
 
     def _child(self, name: str) -> Child:
-        return Child(name, self._pythons[name], self._log(name), dict(os.environ))
+        return Child(name, self._pythons[name], self._log(name))
 
     def _begin_anew(self, name: str) -> None:
         """Start a process anew: memory that the old one has let go of is at hand for what it does next."""
@@ -186,10 +187,10 @@ class Comparison:
                 cool(self.folders[each])
             for each in rates:
                 warm(self.folders[each])
+            self._begin_anew("ours")
             with self._excusing(name):
-                for each in {"ours", name}:
-                    self._begin_anew(each)
                 if name != "ours":
+                    self._begin_anew(name)
                     found[key]["workers"] = self._best_workers(name, variant)
                 for _ in range(rounds + 1):
                     for each in rates:
@@ -255,17 +256,14 @@ class Comparison:
         for name, child in list(self._children.items()):
             with self._excusing(name):
                 child("write_small", folder=str(folder / name), count=count)
-                commands[name] = child("start_command", folder=str(folder / name), target=str(target), out=str(out))
+                commands[name] = child("training_command", folder=str(folder / name), target=str(target), out=str(out))
         seconds: Seconds = {}
-        # Compiling before a single step would be no gain.
-        environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
         for number in range(rounds + 1):
             for name in [each for each in commands if each in self._children]:
                 shutil.rmtree(out, ignore_errors=True)
                 warm(folder / name)
-                python, log = self._pythons[name], self._log(name)
                 with self._excusing(name):
-                    taken = seconds_to_first_step(name, python, log, environment, commands[name])
+                    taken = seconds_to_first_step(name, self._pythons[name], self._log(name), commands[name])
                     if number:
                         seconds.setdefault(name, []).append(taken)
             progress(f"start, {count} sequences", number, rounds)

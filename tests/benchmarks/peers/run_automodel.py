@@ -122,7 +122,7 @@ class Automodel(Candidate):
         }
         return step_of(trainer, lambda: trainer(**batch).loss)
 
-    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+    def command(self, folder: Path, target: Path, out: Path) -> list[str]:
         """Its recipe: the command before it asks for a GPU."""
         settings = {
             "dist_env": {"backend": "gloo"},

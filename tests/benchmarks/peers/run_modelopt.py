@@ -59,7 +59,7 @@ class ModelOpt(Candidate):
         }
         return step_of(model, lambda: model(**batch).loss)
 
-    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+    def command(self, folder: Path, target: Path, out: Path) -> list[str]:
         return ["train_modelopt:main", str(folder), str(target), str(out)]
 
 

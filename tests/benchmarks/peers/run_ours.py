@@ -80,7 +80,7 @@ class Ours(Candidate):
         case = step.Step(step.Case(dtype=shape.DTYPES[dtype], is_half=is_half))
         return lambda: case.ours(with_metrics=way == "metrics")
 
-    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+    def command(self, folder: Path, target: Path, out: Path) -> list[str]:
         config = folder.with_name(f"{folder.name}-train.yaml")
         # JSON is YAML.
         config.write_text(json.dumps(data_wait.settings(str(folder), out, 50) | {"precision": "bf16-mixed"}))

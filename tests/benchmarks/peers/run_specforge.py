@@ -104,7 +104,7 @@ class SpecForge(Candidate):
         )
         return step_of(draft, lambda: strategy.forward_loss(batch).loss)
 
-    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+    def command(self, folder: Path, target: Path, out: Path) -> list[str]:
         draft = folder.with_name(f"{folder.name}-draft.json")
         draft.write_text(json.dumps(DRAFT | {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama"}))
         settings = {

@@ -11,6 +11,7 @@ from datasets import Dataset
 from hs_connectors import FileTransfer, FP8Transfer
 from hs_connectors.fp8_utils import SCALES_KEY, dequantize_fp8_tensor, quantize_tensor_to_fp8
 from safetensors.torch import save_file
+from sequences import H
 from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, block_sequence, serve, step_of
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
@@ -112,7 +113,7 @@ class Speculators(Candidate):
         states = folder / "hidden_states"
         transfer = FP8Transfer(states) if variant == "fp8" else FileTransfer(states)
         dataset = ArrowDataset(max_len=tokens, datapath=str(folder), transfer=transfer, on_missing="raise")
-        return _setup_dataloader(dataset, tokens, 2880, num_workers=workers, preprocess=shift_batch)
+        return _setup_dataloader(dataset, tokens, H, num_workers=workers, preprocess=shift_batch)
 
     def tokens_of(self, batch: dict[str, Any]) -> int:
         # The first token of each sequence is dropped on the way.
@@ -134,7 +135,7 @@ class Speculators(Candidate):
         }
         return step_of(model, lambda: loss_of(model, batch, shape.DTYPES[dtype]))
 
-    def training(self, folder: Path, target: Path, out: Path) -> list[str]:
+    def command(self, folder: Path, target: Path, out: Path) -> list[str]:
         np.save(folder / f"d2t-{shape.DRAFT_VOCABULARY}.npy", np.zeros(shape.DRAFT_VOCABULARY, np.int64))
         np.save(folder / f"t2d-{shape.DRAFT_VOCABULARY}.npy", shape.membership().numpy())
         options = {

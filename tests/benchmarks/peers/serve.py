@@ -150,15 +150,15 @@ class Candidate(ABC):
     @abstractmethod
     def new_step(self, dtype: str, is_half: bool, way: str) -> Callable[[], None]: ...
 
-    def start_command(self, folder: str, target: str, out: str) -> list[str]:
+    def training_command(self, folder: str, target: str, out: str) -> list[str]:
         """Return what trains from a finished store of small sequences, as ``first_step.py`` is told it.
 
         ``out`` is where it may write, and does not exist when the command is run.
         """
-        return self.training(Path(folder), Path(target), Path(out))
+        return self.command(Path(folder), Path(target), Path(out))
 
     @abstractmethod
-    def training(self, folder: Path, target: Path, out: Path) -> list[str]: ...
+    def command(self, folder: Path, target: Path, out: Path) -> list[str]: ...
 
     def write_target(self, folder: str) -> None:
         shape.make_target(Path(folder))
@@ -195,7 +195,7 @@ def serve(candidate: Candidate) -> None:
         "first_batch": candidate.first_batch,
         "forget": candidate.forget,
         "step": candidate.step,
-        "start_command": candidate.start_command,
+        "training_command": candidate.training_command,
     }
     print(json.dumps("ready"), file=answers)
     for line in sys.stdin:
