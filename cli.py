@@ -12,7 +12,7 @@ import typer
 
 from . import SpecxError, __version__, cli_store
 from .cli_options import AsJson, RunFile, integers, show
-from .startup import collect_rarely, without_collector, without_text_metrics
+from .startup import collect_rarely, import_torch, without_collector, without_text_metrics
 
 # Here, as vLLM's processes import this file first.
 collect_rarely()
@@ -214,8 +214,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a draft from a feature store; the same command rerun resumes."""
-    from .run_file import load_config
-    from .train.config import TrainConfig
+    with without_collector():
+        import_torch()
+        from .run_file import load_config
+        from .train.config import TrainConfig
 
     options = {
         "store": store or None,

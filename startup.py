@@ -1,9 +1,16 @@
 """What makes a command begin soon: most of what one waits for until the first training step is imports."""
 
 import atexit
+import ctypes
 import gc
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 
 def collect_rarely() -> None:
@@ -26,6 +33,33 @@ def without_collector() -> Iterator[None]:
         # Or what is left at the end is reported as leaks, by libraries that look.
         atexit.register(gc.unfreeze)
         gc.enable()
+
+
+def import_torch() -> None:
+    """Import torch, whose largest library is loaded in a thread meanwhile: a tenth of the time until a first step."""
+    torch = find_spec("torch")
+    if torch is not None and torch.origin is not None and sys.platform == "linux":
+        # One library is loaded at a time, so those that sympy needs come first.
+        for name in ("array", "cmath", "decimal", "random", "unicodedata"):
+            import_module(name)
+        thread = threading.Thread(target=_load_libraries, args=(Path(torch.origin).parent / "lib",))
+        thread.start()
+        # All in Python, as long in coming as the library, and torch's compiler asks for it.
+        import_module("sympy")
+        thread.join()
+    import_module("torch")
+
+
+def _load_libraries(folder: Path) -> None:
+    """Load libraries of torch as importing it would; where one cannot be loaded, importing it will tell.
+
+    Called as a function ``dlopen`` lets go of the interpreter. ``ctypes.CDLL``, which calls it too, does not.
+    """
+    dlopen = ctypes.CDLL(None).dlopen
+    dlopen.restype = ctypes.c_void_p
+    for name, flags in (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch_cpu.so", os.RTLD_LOCAL)):
+        if dlopen(os.fsencode(folder / name), os.RTLD_NOW | flags) is None:
+            return
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import zarr
 from .codecs import compressors, lossless, serializer
 from .files import file_hash
 from .hashing import SEQUENCE_ID_BYTES
+from .layout import METADATA_FILE
 from .quantization import LossyName, QuantizationError, decode, encode
 from .schema import (
     FORMAT_VERSION,
@@ -157,5 +158,5 @@ class PartWriter:
             key=key.as_posix(),
             size=file.stat().st_size,
             xxh128=file_hash(file),
-            chunks_xxh128=chunks_hash(file, spec) if spec and file.name != "zarr.json" else "",
+            chunks_xxh128=chunks_hash(file, spec) if spec and file.name != METADATA_FILE else "",
         )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from .errors import StoreCorruptError, StoreError
 from .files import file_hash, inside, require_inside
 from .hashing import find
+from .layout import METADATA_FILE
 from .schema import Array, CommitRecord, DatasetInfo, SequenceFeatures, StoredObject, array_specs
 from .shards import ShardedRows
 from .store import FeatureStore
@@ -243,7 +244,7 @@ def check_sizes(store: FeatureStore, record: CommitRecord) -> None:
 def check_metadata(store: FeatureStore, record: CommitRecord, path: Path) -> None:
     """Raise StoreCorruptError unless the metadata of the part at ``path`` is whole: chunk checksums do not cover it."""
     for stored in record.objects:
-        if stored.key.rpartition("/")[2] == "zarr.json" and file_hash(inside(path, stored.key)) != stored.xxh128:
+        if stored.key.rpartition("/")[2] == METADATA_FILE and file_hash(inside(path, stored.key)) != stored.xxh128:
             raise StoreCorruptError(
                 f"{store.part_path(record)}/{stored.key}: the metadata was changed since it was committed. Delete "
                 f"{store.commit_path(record.unit)} and rerun `specx extract`: only its sequences are extracted again."

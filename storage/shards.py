@@ -21,21 +21,18 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-import zarr
 from crc32c import crc32c
 from numcodecs import blosc
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from .blosc_part import decompress_part
 from .errors import StoreCorruptError
-from .quantization import LossyName, decode
+from .layout import read_layout
+from .quantization import decode
 from .schema import Array, ArraySpec
-from .zarr_codecs import Fp8Codec, Int8Codec
 
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 """Of the index: offset and size of a chunk."""
-_LOSSY: dict[type[object], LossyName | None] = {BytesCodec: None, Int8Codec: "int8", Fp8Codec: "fp8"}
 _ABSENT = np.iinfo(np.uint64).max
 
 
@@ -76,28 +73,14 @@ class ShardedRows:
         self._path = path
         self._name = name or str(path)
         self._hashes = hashes
-        # Not told the format, zarr looks for the files of the older one too.
-        array = zarr.open_array(path, mode="r", zarr_format=3)
-        if array.shape != (tokens, *spec.inner_shape) or array.dtype != spec.dtype or array.shards is None:
-            raise StoreCorruptError(
-                f"{self._name}: {array.dtype} {array.shape}, expected sharded {spec.dtype} "
-                f"{(tokens, *spec.inner_shape)}. Run `specx store verify` on the store."
-            )
+        layout = read_layout(path, spec, tokens, self._name)
         self._dtype = spec.dtype
-        self._chunk = array.chunks
-        self._chunk_tokens = array.chunks[0]
-        self._shard_tokens = array.shards[0]
-        self._index_shape = (
-            *(shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)),
-            2,
-        )
-        kinds = tuple(type(codec) for codec in array.compressors)
-        is_known = type(array.serializer) in _LOSSY and kinds in ((Crc32cCodec,), (BloscCodec, Crc32cCodec))
-        if not is_known:
-            names = [kind.__name__ for kind in (type(array.serializer), *kinds)]
-            raise StoreCorruptError(f"{self._name}: unknown codecs {names}. Upgrade specx.")
-        self._lossy = _LOSSY[type(array.serializer)]
-        self._is_blosc = BloscCodec in kinds
+        self._chunk = layout.chunk
+        self._chunk_tokens = layout.chunk[0]
+        self._shard_tokens = layout.shard[0]
+        self._index_shape = (*layout.chunks_of_a_shard, 2)
+        self._lossy = layout.lossy
+        self._is_blosc = layout.is_blosc
         self._indices: dict[int, Array] = {}
 
     def read(self, start: int, out: Array, column: int | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .hashing import find
+from .layout import METADATA_FILE
 from .rejects import count_rejects
 from .store import FeatureStore
 from .views import load_views, view_names
@@ -18,7 +19,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
     for record in store.records.values():
         for stored in record.objects:
             name = stored.key.partition("/")[0]
-            bytes_by_array["metadata" if name == "zarr.json" else name] += stored.size
+            bytes_by_array["metadata" if name == METADATA_FILE else name] += stored.size
     tokens = int(sequences.length.sum())
     total = sum(bytes_by_array.values())
     quantiles = np.quantile(sequences.length, (0, 0.5, 0.95, 1)) if len(sequences) else np.zeros(4)

@@ -85,6 +85,27 @@ def test_training_is_imported_without_transformers() -> None:
     assert_runs(script)
 
 
+def test_torch_is_imported_when_its_library_is_loaded() -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from specx.startup import import_torch\n"
+        "def is_loaded():\n"
+        "    return 'sympy' in sys.modules and 'libtorch_cpu' in Path('/proc/self/maps').read_text()\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch._C':\n"
+        "            seen.append(is_loaded())\n"
+        "seen = []\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "assert not is_loaded()\n"
+        "import_torch()\n"
+        "assert seen == [True], seen\n"
+        "assert sys.modules['torch'].ones(2).sum() == 2\n"
+    )
+    assert_runs(script)
+
+
 def test_collector_does_not_run_while_training_is_imported() -> None:
     script = (
         "import gc\n"

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from child import Child, ChildError, seconds_to_first_step
-from environments import PEERS, create
+from environments import OURS, PEERS, create
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -67,13 +67,15 @@ class Comparison:
         self._workspace = workspace
         self.missing: dict[str, str] = {}
         """What pip, or the peer itself, said where there is no result, by peer."""
-        self._pythons = {"ours": Path(sys.executable)}
-        for peer in PEERS:
-            print(f"{peer.name}: environment", file=sys.stderr, flush=True)
-            if error := create(peer):
-                self.missing[peer.name] = error
+        self._pythons: dict[str, Path] = {}
+        for project in (OURS, *PEERS):
+            print(f"{project.name}: environment", file=sys.stderr, flush=True)
+            if error := create(project):
+                self.missing[project.name] = error
             else:
-                self._pythons[peer.name] = peer.python
+                self._pythons[project.name] = project.python
+        if OURS.name in self.missing:
+            raise ChildError(f"{OURS.name}: {self.missing[OURS.name]}")
         # Before anything here loads torch, which reads them once.
         os.environ |= {
             "HF_HUB_OFFLINE": "1",
@@ -284,7 +286,7 @@ def seconds_to_an_optimizer() -> float:
     """Start a process that imports torch and makes an AdamW, which nobody who trains does without."""
     code = "import gc; gc.disable(); import torch; torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]); print()"
     started = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([str(OURS.python), "-u", "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         return time.perf_counter() - started

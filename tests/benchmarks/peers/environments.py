@@ -1,4 +1,4 @@
-"""An environment of its own for each peer, from the package index.
+"""An environment of its own for each peer and for ours, from the package index.
 
 torch comes first and alone, and a constraint keeps it: what a peer asks for besides may not replace it. Peers whose
 declared dependencies cannot be met on a machine without a GPU, or that pin another torch, are installed without them,
@@ -19,12 +19,12 @@ TORCH = "torch==2.13.0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer:
-    """What is installed for one peer."""
+class Project:
+    """What is installed for one of those that are compared."""
 
     name: str
     package: str
-    """As the index knows it, with the version."""
+    """As pip is told it: with the version where it comes from the index."""
     extras: tuple[str, ...] = ()
     """What is installed before the package."""
     with_dependencies: bool = False
@@ -39,10 +39,11 @@ class Peer:
         return self.folder / "bin" / "python"
 
 
+OURS = Project(name="ours", package=f"--editable={ROOT}[train]", with_dependencies=True)
 HUGGING_FACE = ("datasets==5.1.0", "safetensors==0.8.0", "numpy==2.3.5")
 PEERS = (
     # torchvision and torchaudio, of which no CPU build fits this torch, are what its own list would add.
-    Peer(
+    Project(
         name="speculators",
         package="speculators==0.9.0",
         extras=(
@@ -51,7 +52,7 @@ PEERS = (
         ),
     ),
     # It pins torch 2.11 and sglang, which exists for CUDA only; triton is imported, not used.
-    Peer(
+    Project(
         name="specforge",
         package="specforge==0.2.0",
         extras=(
@@ -59,14 +60,14 @@ PEERS = (
             "requests", "tensorboard", "triton==3.9.0", "yunchang",
         ),
     ),
-    Peer(
+    Project(
         name="modelopt",
         package="nvidia-modelopt==0.47.0",
         extras=(*HUGGING_FACE, "transformers==5.8.1", "accelerate", "requests"),
         with_dependencies=True,
     ),
     # quack-kernels and megatron-fsdp are for CUDA only.
-    Peer(
+    Project(
         name="automodel",
         package="nemo-automodel==0.7.0",
         extras=(
@@ -77,18 +78,20 @@ PEERS = (
 )  # fmt: skip
 
 
-def create(peer: Peer) -> str | None:
-    """Create the environment of a peer unless it is there; return what pip said if it could not."""
-    done = peer.folder / "installed"
-    wanted = "\n".join((TORCH, *peer.extras, peer.package))
+def create(project: Project) -> str | None:
+    """Create the environment of a project unless it is there; return what pip said if it could not."""
+    done = project.folder / "installed"
+    wanted = "\n".join((TORCH, *project.extras, project.package))
     if done.exists() and done.read_text() == wanted:
         return None
-    venv.create(peer.folder, with_pip=True, clear=True)
-    constraints = peer.folder / "constraints.txt"
+    venv.create(project.folder, with_pip=True, clear=True)
+    constraints = project.folder / "constraints.txt"
     constraints.write_text(f"{TORCH}\n")
-    own_list = [] if peer.with_dependencies else ["--no-deps"]
-    for arguments in ([TORCH], list(peer.extras), [*own_list, peer.package]):
-        command = [str(peer.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    own_list = [] if project.with_dependencies else ["--no-deps"]
+    for arguments in ([TORCH], [*project.extras], [*own_list, project.package]):
+        if not arguments:
+            continue
+        command = [str(project.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         found = subprocess.run(
             [*command, "-c", str(constraints), *arguments], capture_output=True, text=True, check=False
         )
@@ -100,9 +103,9 @@ def create(peer: Peer) -> str | None:
 
 
 def main() -> None:
-    for peer in PEERS:
-        error = create(peer)
-        print(f"{peer.name:12} {error or 'ready'}", file=sys.stderr, flush=True)
+    for project in (OURS, *PEERS):
+        error = create(project)
+        print(f"{project.name:12} {error or 'ready'}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""How the rows of an array lie in its shards, as its ``zarr.json`` says.
+
+Zarr's own library says it too, and takes as long to be imported as half of a first training step, and a millisecond
+an array then. So as much of the metadata (Zarr v3; sharding, ZEP 2) is read here as ``part`` has written.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreCorruptError
+from .quantization import LossyName
+from .schema import ArraySpec
+
+METADATA_FILE = "zarr.json"
+
+_SERIALIZERS: dict[str, LossyName | None] = {"bytes": None, "specx.int8": "int8", "specx.fp8": "fp8"}
+_COMPRESSORS = (["crc32c"], ["blosc", "crc32c"])
+_INDEX_CODECS = ["bytes", "crc32c"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Where the chunks of an array are, and what they went through."""
+
+    chunk: tuple[int, ...]
+    """Shape."""
+    shard: tuple[int, ...]
+    """Shape, a multiple of that of the chunks."""
+    lossy: LossyName | None
+    is_blosc: bool
+
+    @property
+    def chunks_of_a_shard(self) -> tuple[int, ...]:
+        """Number of chunks along each axis."""
+        return tuple(shard // chunk for shard, chunk in zip(self.shard, self.chunk, strict=True))
+
+
+def read_layout(path: Path, spec: ArraySpec, tokens: int, name: str) -> Layout:
+    """Return the layout of the array at ``path``, which ``name`` stands for in errors.
+
+    Raises StoreCorruptError if it is another array than ``spec`` of so many tokens, or coded in a way unknown here.
+    """
+    try:
+        metadata = json.loads((path / METADATA_FILE).read_bytes())
+        shape, dtype = tuple(metadata["shape"]), metadata["data_type"]
+        (codec,) = metadata["codecs"]
+        sharding = codec["configuration"]
+        chunk, shard = tuple(sharding["chunk_shape"]), tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        serializer, *compressors = names = _names(sharding["codecs"])
+        is_known = serializer in _SERIALIZERS and compressors in _COMPRESSORS
+        is_known &= _names(sharding["index_codecs"]) == _INDEX_CODECS and sharding["index_location"] == "end"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreCorruptError(
+            f"{name}/{METADATA_FILE}: not of a sharded array ({error!r}). Run `specx store verify` on the store."
+        ) from error
+    if shape != (tokens, *spec.inner_shape) or dtype != spec.dtype.name:
+        raise StoreCorruptError(
+            f"{name}: {dtype} {shape}, expected {spec.dtype} {(tokens, *spec.inner_shape)}. "
+            "Run `specx store verify` on the store."
+        )
+    if not is_known:
+        raise StoreCorruptError(f"{name}: unknown codecs {names}. Upgrade specx.")
+    return Layout(chunk=chunk, shard=shard, lossy=_SERIALIZERS[serializer], is_blosc="blosc" in compressors)
+
+
+def _names(codecs: list[dict[str, Any]]) -> list[str]:
+    """Return the names of some codecs; numbers in another order of bytes than theirs have another name then."""
+    orders = [codec.get("configuration", {}).get("endian", "little") for codec in codecs]
+    return [
+        codec["name"] if order == "little" else f"{codec['name']} ({order})"
+        for codec, order in zip(codecs, orders, strict=True)
+    ]
