@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreCorruptError
-from .quantization import LossyName
+from .quantization import OUTLIERS, LossyName
 from .schema import ArraySpec
 
 METADATA_FILE = "zarr.json"
 
 _SERIALIZERS: dict[str, LossyName | None] = {"bytes": None, "specx.int8": "int8", "specx.fp8": "fp8"}
+_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    # Numbers of one byte have no order of bytes.
+    "bytes": ({"endian": "little"}, {}),
+    "specx.int8": ({"outliers": OUTLIERS},),
+    "specx.fp8": ({},),
+    "crc32c": ({},),
+}
 _COMPRESSORS = (["crc32c"], ["blosc", "crc32c"])
 _INDEX_CODECS = ["bytes", "crc32c"]
 
@@ -66,9 +73,11 @@ def read_layout(path: Path, spec: ArraySpec, tokens: int, name: str) -> Layout:
 
 
 def _names(codecs: list[dict[str, Any]]) -> list[str]:
-    """Return the names of some codecs; numbers in another order of bytes than theirs have another name then."""
-    orders = [codec.get("configuration", {}).get("endian", "little") for codec in codecs]
-    return [
-        codec["name"] if order == "little" else f"{codec['name']} ({order})"
-        for codec, order in zip(codecs, orders, strict=True)
-    ]
+    """Return the names of some codecs, with the settings where they are not those that are known."""
+    found = []
+    for codec in codecs:
+        name, settings = codec["name"], codec.get("configuration", {})
+        # Blosc writes its own into every chunk.
+        is_known = name == "blosc" or settings in _SETTINGS.get(name, ())
+        found.append(name if is_known else f"{name} {settings}")
+    return found

@@ -10,11 +10,14 @@ of bfloat16, and finite.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from .scratch import scratch
 
 LossyName = Literal["int8", "fp8"]
 
@@ -22,6 +25,7 @@ OUTLIERS = 16
 """Channels of a token that ``int8`` keeps in bfloat16, but of narrow rows no more than one in 32."""
 
 Bits = npt.NDArray[np.uint16]
+Bytes = npt.NDArray[np.uint8]
 
 _CHANNELS_AN_OUTLIER = 32
 _INT8_MAX = np.float32(127)
@@ -31,6 +35,8 @@ _E4M3_CODES = 127
 _E4M3_TOP_EXPONENT = 7
 """Every value below 2**8 has a neighbour; the largest is 448 = 1.75 * 2**8."""
 _BFLOAT16_BIAS = 127
+_BLOCK_VALUES = 1 << 17
+"""Restored at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +56,7 @@ class Int8Rows:
 def to_int8(rows: Bits) -> Int8Rows:
     """Quantise rows (R, H), H at most 65536; the scale is the largest value left without the outliers, over 127."""
     H = rows.shape[1]
-    outliers = min(OUTLIERS, H // _CHANNELS_AN_OUTLIER)
+    outliers = _outliers(H)
     # Size above, channel below: one partition finds the outliers, where they are, and the largest of the rest.
     keys = ((rows & _MAGNITUDE).astype(np.uint32) << 16) | np.arange(H, dtype=np.uint32)
     keys.partition(H - 1 - outliers, axis=1)
@@ -67,13 +73,15 @@ def to_int8(rows: Bits) -> Int8Rows:
     )
 
 
-def from_int8(rows: Int8Rows) -> Bits:
-    """Return what quantised rows stand for, (R, H), rounded to bfloat16."""
-    values = rows.values.astype(np.float32)
-    values *= rows.scale[:, None]
-    bits = to_bits(values)
-    np.put_along_axis(bits, rows.channels.astype(np.int64), rows.outliers, 1)
-    return bits
+def from_int8(rows: Int8Rows, out: Bits | None = None) -> Bits:
+    """Return what quantised rows stand for, (R, H), rounded to bfloat16; in ``out``, if there is one."""
+    found = np.empty(rows.values.shape, np.uint16) if out is None else out
+    for block in _blocks(rows.values):
+        values = _room("values", rows.values[block])
+        np.multiply(rows.values[block], rows.scale[block, None], out=values, dtype=np.float32)
+        _round(values, found[block])
+    np.put_along_axis(found, rows.channels.astype(np.int64), rows.outliers, 1)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +104,14 @@ def to_fp8(rows: Bits) -> Fp8Rows:
     return Fp8Rows(exponent=exponent, values=_ENCODE[to_bits(scaled)])
 
 
-def from_fp8(rows: Fp8Rows) -> Bits:
-    """Return what quantised rows stand for, (R, H)."""
-    return to_bits(np.ldexp(_DECODE[rows.values], rows.exponent[:, None].astype(np.int32)))
+def from_fp8(rows: Fp8Rows, out: Bits | None = None) -> Bits:
+    """Return what quantised rows stand for, (R, H); in ``out``, if there is one."""
+    found = np.empty(rows.values.shape, np.uint16) if out is None else out
+    for block in _blocks(rows.values):
+        values = np.take(_DECODE, rows.values[block], out=_room("values", rows.values[block]), mode="clip")
+        np.ldexp(values, rows.exponent[block, None].astype(np.int32), out=values)
+        _round(values, found[block])
+    return found
 
 
 def from_bits(bits: Bits) -> npt.NDArray[np.float32]:
@@ -108,8 +121,30 @@ def from_bits(bits: Bits) -> npt.NDArray[np.float32]:
 
 def to_bits(values: npt.NDArray[np.float32]) -> Bits:
     """Return float32 rounded to bfloat16, to even where two are as near; any shape."""
+    rounded = np.empty(values.shape, np.uint16)
+    _round(values.copy(), rounded)
+    return rounded
+
+
+def _round(values: npt.NDArray[np.float32], out: Bits) -> None:
+    """Round ``values`` to bfloat16 in ``out``; they are used up."""
     whole = values.view(np.uint32)
-    return ((whole + (np.uint32(0x7FFF) + (whole >> 16 & 1))) >> 16).astype(np.uint16)
+    carry = np.right_shift(whole, 16, out=_room("carry", values).view(np.uint32))
+    carry &= 1
+    carry += np.uint32(0x7FFF)
+    whole += carry
+    np.right_shift(whole, 16, out=out, casting="unsafe")
+
+
+def _blocks(values: npt.NDArray[Any]) -> Iterator[slice]:
+    """Yield the rows of ``values`` (R, H), so many at a time that what is made of them stays near the processor."""
+    rows = max(1, _BLOCK_VALUES // max(1, values.shape[1]))
+    return (slice(first, first + rows) for first in range(0, len(values), rows))
+
+
+def _room(use: str, like: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return room for as many float32 as there are in another array."""
+    return scratch(use, 4 * like.size).view(np.float32).reshape(like.shape)
 
 
 def _decode_table() -> npt.NDArray[np.float32]:
@@ -144,20 +179,41 @@ def encode(kind: LossyName, rows: Bits) -> npt.NDArray[np.uint8]:
     return np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in little])
 
 
-def decode(kind: LossyName, content: bytes, shape: tuple[int, int]) -> Bits:
-    """Return the rows (R, H) that ``encode`` made ``content`` of; raise ValueError if its size is not theirs."""
-    R, H = shape
-    outliers = min(OUTLIERS, H // _CHANNELS_AN_OUTLIER)
+def encoded_bytes(kind: LossyName, shape: tuple[int, int]) -> int:
+    """Return the size of what ``encode`` makes of rows (R, H)."""
+    return sum(math.prod(each) * np.dtype(dtype).itemsize for dtype, each in _fields(kind, shape))
+
+
+def decode(
+    kind: LossyName, content: bytes | Bytes, shape: tuple[int, int], out: Bits | None = None, start: int = 0
+) -> Bits:
+    """Return the rows (R, H) that ``encode`` made ``content`` of; raise ValueError if its size is not theirs.
+
+    With ``out`` (T, H) only those from ``start`` on for which there is room, there.
+    """
+    rows = slice(start, None if out is None else start + len(out))
+    found = [part[rows] for part in _split(content, _fields(kind, shape))]
     if kind == "int8":
-        scale, channels, kept, values = _split(
-            content, ("<f4", (R,)), ("<u2", (R, outliers)), ("<u2", (R, outliers)), ("i1", (R, H))
-        )
-        return from_int8(Int8Rows(scale=scale, channels=channels, outliers=kept, values=values))
-    exponent, codes = _split(content, ("<i2", (R,)), ("u1", (R, H)))
-    return from_fp8(Fp8Rows(exponent=exponent, values=codes))
+        scale, channels, kept, values = found
+        return from_int8(Int8Rows(scale=scale, channels=channels, outliers=kept, values=values), out)
+    exponent, codes = found
+    return from_fp8(Fp8Rows(exponent=exponent, values=codes), out)
 
 
-def _split(content: bytes, *layout: tuple[str, tuple[int, ...]]) -> list[npt.NDArray[Any]]:
+def _fields(kind: LossyName, shape: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of each field of ``Int8Rows`` or ``Fp8Rows``."""
+    R, H = shape
+    if kind == "fp8":
+        return [("<i2", (R,)), ("u1", (R, H))]
+    outliers = _outliers(H)
+    return [("<f4", (R,)), ("<u2", (R, outliers)), ("<u2", (R, outliers)), ("i1", (R, H))]
+
+
+def _outliers(channels: int) -> int:
+    return min(OUTLIERS, channels // _CHANNELS_AN_OUTLIER)
+
+
+def _split(content: bytes | Bytes, layout: list[tuple[str, tuple[int, ...]]]) -> list[npt.NDArray[Any]]:
     found, at = [], 0
     for dtype, shape in layout:
         count = math.prod(shape)

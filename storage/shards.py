@@ -13,7 +13,6 @@ Shapes: T rows asked for, D further axes.
 
 import math
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from numcodecs import blosc
 from .blosc_part import decompress_part
 from .errors import StoreCorruptError
 from .layout import read_layout
-from .quantization import decode
+from .quantization import LossyName, decode, encoded_bytes
 from .schema import Array, ArraySpec
+from .scratch import scratch
 
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
@@ -124,9 +124,11 @@ class ShardedRows:
             rows = out[row - start : end - start]
             place = self._place(shard, chunk, column or 0)
             is_contiguous = rows.flags.c_contiguous
-            if is_contiguous and not self._is_blosc and not self._lossy:
+            if self._lossy:
+                self._restore(self._lossy, self._content(shard, place), row - first, rows)
+            elif is_contiguous and not self._is_blosc:
                 self._read_plain(shard, place, row - first, rows)
-            elif is_contiguous and end - row == self._chunk_tokens and not self._lossy:
+            elif is_contiguous and end - row == self._chunk_tokens:
                 # No other copy than the decoder's.
                 blosc.decompress(self._content(shard, place), rows)
             else:
@@ -145,13 +147,13 @@ class ShardedRows:
         """Fill ``out`` (T, …) with rows of a plain chunk from ``start`` on; they are copied only once."""
         wanted = out.reshape(-1).view(np.uint8)
         row_bytes = wanted.nbytes // len(out)
-        before = _scratch("before", start * row_bytes)
-        after = _scratch("after", (self._chunk_tokens - start - len(out)) * row_bytes)
+        before = scratch("before", start * row_bytes)
+        after = scratch("after", (self._chunk_tokens - start - len(out)) * row_bytes)
         self._read_checked(shard, chunk, (before, wanted, after))
 
     def _content(self, shard: _Shard, chunk: _Chunk) -> Array:
         """Return the stored bytes of a chunk (bytes,) uint8, checked; they are valid until the thread's next call."""
-        content = _scratch("stored", chunk.size - _CRC_BYTES)
+        content = scratch("stored", chunk.size - _CRC_BYTES)
         self._read_checked(shard, chunk, (content,))
         return content
 
@@ -170,14 +172,19 @@ class ShardedRows:
             what = f"the checksum of chunk {chunk.position} does not match its bytes"
             raise StoreCorruptError(self._damaged(shard.key, what))
 
+    def _restore(self, lossy: LossyName, content: Array, start: int, out: Array) -> None:
+        """Fill ``out`` (T, …, H) with rows of a quantised chunk from ``start`` on; ``content`` is used up."""
+        shape = self._chunk[0], self._chunk[-1]
+        if self._is_blosc:
+            size = encoded_bytes(lossy, shape)
+            content = decompress_part(content, 0, size, scratch("plain", size))
+        decode(lossy, content, shape, out.reshape(len(out), -1), start)
+
     def _values(self, content: Array, start: int, stop: int) -> Array:
         """Return rows ``start:stop`` of a chunk, valid until the thread's next call; ``content`` is used up."""
-        if self._lossy:
-            plain = blosc.decompress(content) if self._is_blosc else content.tobytes()
-            return decode(self._lossy, plain, (self._chunk[0], self._chunk[-1])).reshape(self._chunk)[start:stop]
         row_bytes = math.prod(self._chunk[1:]) * self._dtype.itemsize
         if self._is_blosc:
-            room = _scratch("plain", self._chunk_tokens * row_bytes)
+            room = scratch("plain", self._chunk_tokens * row_bytes)
             content = decompress_part(content, start * row_bytes, stop * row_bytes, room)
         else:
             content = content[start * row_bytes : stop * row_bytes]
@@ -221,18 +228,6 @@ def _chunks_hash(descriptor: int, index: bytes) -> str:
         if offset != _ABSENT:
             digest.update(os.pread(descriptor, _CRC_BYTES, offset + size - _CRC_BYTES))
     return digest.hexdigest()
-
-
-_own = threading.local()
-
-
-def _scratch(use: str, size: int) -> Array:
-    """Return room for so many bytes, the thread's own and the same each time: fresh memory costs as much as a copy."""
-    room: Array | None = getattr(_own, use, None)
-    if room is None or room.nbytes < size:
-        room = np.empty(size, np.uint8)
-        setattr(_own, use, room)
-    return room[:size]
 
 
 def _number(checksum: bytes | bytearray) -> int:

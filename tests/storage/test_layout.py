@@ -14,6 +14,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec
 from specx.storage.errors import StoreCorruptError
 from specx.storage.layout import Layout, read_layout
 from specx.storage.part import PartWriter
+from specx.storage.quantization import OUTLIERS
 from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]
@@ -72,14 +73,24 @@ def test_an_array_of_other_length_or_dtype_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({"compressors": [GzipCodec()]}, "['bytes', 'gzip']"),
+        ({"compressors": [GzipCodec()]}, "['bytes', \"gzip {'level': 5}\"]"),
         ({"compressors": []}, "['bytes']"),
-        ({"serializer": BytesCodec(endian="big")}, "['bytes (big)', 'crc32c']"),
+        ({"serializer": BytesCodec(endian="big")}, "[\"bytes {'endian': 'big'}\", 'crc32c']"),
     ],
     ids=["compressed otherwise", "not checked", "bytes in another order"],
 )
 def test_an_unknown_codec_is_refused(tmp_path: Path, settings: dict[str, Any], found: str) -> None:
     assert f"part/lse: unknown codecs {found}. Upgrade specx." in refused(create(tmp_path, **settings))
+
+
+def test_another_number_of_outliers_is_refused(make_part: Callable[[str], Path], info: DatasetInfo) -> None:
+    path = make_part("int8") / "last_hidden"
+    metadata = (path / "zarr.json").read_text()
+    (path / "zarr.json").write_text(metadata.replace(f'"outliers": {OUTLIERS}', '"outliers": 8'))
+    with pytest.raises(
+        StoreCorruptError, match=r"unknown codecs \[\"specx.int8 \{'outliers': 8\}\", 'blosc', 'crc32c'"
+    ):
+        read_layout(path, array_specs(info)["last_hidden"], TOKENS, "part/last_hidden")
 
 
 def test_an_index_at_the_start_of_a_shard_is_refused(tmp_path: Path) -> None:
