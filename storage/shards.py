@@ -33,6 +33,8 @@ from .scratch import scratch
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 """Of the index: offset and size of a chunk."""
+_WORTH_KNOWING = 1 << 16
+"""Bytes of a chunk that need not be read again."""
 _ABSENT = np.iinfo(np.uint64).max
 
 
@@ -82,6 +84,8 @@ class ShardedRows:
         self._lossy = layout.lossy
         self._is_blosc = layout.is_blosc
         self._indices: dict[int, Array] = {}
+        self._known_parts: dict[tuple[str, tuple[int, ...], int, int], int] = {}
+        """The checksum of parts of chunks, by shard, chunk, first row and rows."""
 
     def read(self, start: int, out: Array, column: int | None = None) -> None:
         """Fill ``out`` (T, D…) with rows ``start:start + T``.
@@ -144,12 +148,24 @@ class ShardedRows:
         return _Chunk(position, offset, size)
 
     def _read_plain(self, shard: _Shard, chunk: _Chunk, start: int, out: Array) -> None:
-        """Fill ``out`` (T, …) with rows of a plain chunk from ``start`` on; they are copied only once."""
+        """Fill ``out`` (T, …) with rows of a plain chunk from ``start`` on; they are copied only once.
+
+        Where only a part of a chunk is wanted all of it is read and checked once, and from then on that part alone.
+        """
         wanted = out.reshape(-1).view(np.uint8)
         row_bytes = wanted.nbytes // len(out)
-        before = scratch("before", start * row_bytes)
-        after = scratch("after", (self._chunk_tokens - start - len(out)) * row_bytes)
-        self._read_checked(shard, chunk, (before, wanted, after))
+        before, after = start * row_bytes, (self._chunk_tokens - start - len(out)) * row_bytes
+        is_worth_it = before + after >= _WORTH_KNOWING
+        part = shard.key, chunk.position, start, len(out)
+        expected = self._known_parts.get(part) if is_worth_it else None
+        if expected is None:
+            self._read_checked(shard, chunk, (scratch("before", before), wanted, scratch("after", after)))
+            if is_worth_it:
+                self._known_parts[part] = crc32c(wanted.data)
+            return
+        found = os.preadv(shard.descriptor, [wanted.data], chunk.offset + before)
+        if found != wanted.nbytes or crc32c(wanted.data) != expected:
+            raise StoreCorruptError(self._damaged(shard.key, f"chunk {chunk.position} was changed since it was read"))
 
     def _content(self, shard: _Shard, chunk: _Chunk) -> Array:
         """Return the stored bytes of a chunk (bytes,) uint8, checked; they are valid until the thread's next call."""

@@ -1,5 +1,6 @@
 """Reading rows of shards: the right ones, or none."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,33 @@ def test_every_byte_of_a_shard_is_checked(lse_shard: Path, info: DatasetInfo) ->
             read_lse(lse_shard, info)
     lse_shard.write_bytes(content)
     assert len(read_lse(lse_shard, info)) == 1500
+
+
+@pytest.mark.parametrize("at", [0, -1], ids=["first byte", "last byte"])
+def test_a_part_of_a_chunk_is_checked_again_each_time(
+    tmp_path: Path, info: DatasetInfo, make_features: MakeFeatures, at: int
+) -> None:
+    wide = info.model_copy(update={"hidden_size": 512, "boundaries": (1,), "codec": "none"})
+    features = make_features(256, 4)
+    hidden = np.random.default_rng(4).integers(0, 1 << 16, (256, 512), np.uint16)
+    writer = PartWriter(tmp_path / "part", wide)
+    writer.append(dataclasses.replace(features, aux_hidden=hidden[:, None], last_hidden=hidden))
+    writer.close([bytes(16)])
+    rows = ShardedRows(tmp_path / "part" / "last_hidden", array_specs(wide)["last_hidden"], 256)
+    out = np.empty((100, 512), np.uint16)
+    rows.read(50, out)
+    shard = tmp_path / "part" / "last_hidden" / "c" / "0" / "0"
+    damaged = bytearray(shard.read_bytes())
+    flipped = damaged.index(hidden[50:150].tobytes()) + at % out.nbytes
+    damaged[flipped] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(StoreCorruptError, match="changed since it was read"):
+        rows.read(50, out)
+    damaged[flipped] ^= 1
+    shard.write_bytes(damaged)
+    out[:] = 0
+    rows.read(50, out)
+    assert np.array_equal(out, hidden[50:150])
 
 
 def test_a_missing_shard_is_no_zeros(lse_shard: Path, info: DatasetInfo) -> None:
