@@ -71,6 +71,32 @@ def test_int8_keeps_outliers_to_the_bit_and_the_rest_within_half_a_level() -> No
     assert (np.abs(from_bits(restored) - from_bits(rows)) <= allowed).all()
 
 
+@pytest.mark.parametrize("channels", [31, 32, 47, 100, 512, 2880])
+@pytest.mark.parametrize("kind", ["noise", "few different values", "zeros"])
+def test_outliers_are_those_a_plain_sort_finds_last(channels: int, kind: str) -> None:
+    values = np.random.default_rng(channels).standard_normal((60, channels)).astype(np.float32)
+    values[::7] = 0
+    rows = to_bits({"noise": values, "few different values": np.round(values), "zeros": 0 * values}[kind])
+    # Stable: of equal sizes the higher channel comes later.
+    order = np.argsort(rows & 0x7FFF, axis=1, kind="stable")
+    outliers = min(OUTLIERS, channels // 32)
+    quantised = to_int8(rows)
+    assert np.array_equal(quantised.channels, np.sort(order[:, channels - outliers :], axis=1))
+    largest_left = np.take_along_axis(rows & 0x7FFF, order[:, channels - outliers - 1, None], 1)[:, 0]
+    assert np.array_equal(quantised.scale, from_bits(largest_left) / np.float32(127))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_rows_are_restored_as_all_are(kind: LossyName) -> None:
+    rows = states(300, 2880)
+    content = encode(kind, rows)
+    every = decode(kind, content, rows.shape)
+    buffer = np.full((200, 2, 2880), 7, np.uint16)
+    decode(kind, content, rows.shape, buffer[:, 1], 70)
+    assert np.array_equal(buffer[:, 1], every[70:270])
+    assert (buffer[:, 0] == 7).all()
+
+
 def test_with_massive_activations_the_bulk_loses_a_tenth_of_what_plain_int8_loses() -> None:
     values = np.random.default_rng(0).standard_normal((200, 2880)).astype(np.float32)
     values[:, :4] *= 300
