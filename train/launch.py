@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pkgutil import resolve_name
 from types import FrameType
 from typing import Any, Literal
 
 from .. import SpecxError
+from ..startup import without_collector, without_text_metrics
 from .config import TrainConfig
 from .errors import TrainError
 
@@ -120,7 +122,9 @@ def _start(config: TrainConfig, work: Work, number: int, port: int) -> _Rank:
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     level = logging.getLogger("specx").getEffectiveLevel()
-    process = context.Process(target=_be_rank, args=(config, work, number, port, level, theirs), daemon=True)
+    # By its name: where it is defined, lightning is imported.
+    name = f"{work.__module__}:{work.__qualname__}"
+    process = context.Process(target=_be_rank, args=(config, name, number, port, level, theirs), daemon=True)
     noted = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         # It inherits that ^C is ignored, until it can answer to one.
@@ -131,7 +135,7 @@ def _start(config: TrainConfig, work: Work, number: int, port: int) -> _Rank:
     return _Rank(number, process, ours)
 
 
-def _be_rank(config: TrainConfig, work: Work, number: int, port: int, level: int, outcomes: Connection) -> None:
+def _be_rank(config: TrainConfig, name: str, number: int, port: int, level: int, outcomes: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # One of them speaks for all.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
@@ -144,6 +148,8 @@ def _be_rank(config: TrainConfig, work: Work, number: int, port: int, level: int
         "MASTER_PORT": str(port),
     }
     try:
+        with without_collector(), without_text_metrics():
+            work: Work = resolve_name(name)
         outcome = _Outcome("done", summary=work(config))
     except KeyboardInterrupt:
         outcome = _Outcome("interrupted")
