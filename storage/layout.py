@@ -1,7 +1,7 @@
 """How the rows of an array lie in its shards, as its ``zarr.json`` says.
 
-Zarr's own library says it too, and takes as long to be imported as half of a first training step, and a millisecond
-an array then. So as much of the metadata (Zarr v3; sharding, ZEP 2) is read here as ``part`` has written.
+Zarr's own library says it too, but takes a tenth of a second to be imported, and half a millisecond an array. So as
+much of the metadata (Zarr v3; sharding, ZEP 2) is read here as ``part`` has written.
 """
 
 import json

@@ -97,7 +97,7 @@ def from_int8(rows: Int8Rows, out: Bits | None = None) -> Bits:
     for block in _blocks(rows.values):
         values = _room("values", rows.values[block])
         np.multiply(rows.values[block], rows.scale[block, None], out=values, dtype=np.float32)
-        _round(values, found[block])
+        _round(values, _room("carry", values), found[block])
     np.put_along_axis(found, rows.channels.astype(np.int64), rows.outliers, 1)
     return found
 
@@ -128,7 +128,7 @@ def from_fp8(rows: Fp8Rows, out: Bits | None = None) -> Bits:
     for block in _blocks(rows.values):
         values = np.take(_DECODE, rows.values[block], out=_room("values", rows.values[block]), mode="clip")
         np.ldexp(values, rows.exponent[block, None].astype(np.int32), out=values)
-        _round(values, found[block])
+        _round(values, _room("carry", values), found[block])
     return found
 
 
@@ -140,14 +140,14 @@ def from_bits(bits: Bits) -> npt.NDArray[np.float32]:
 def to_bits(values: npt.NDArray[np.float32]) -> Bits:
     """Return float32 rounded to bfloat16, to even where two are as near; any shape."""
     rounded = np.empty(values.shape, np.uint16)
-    _round(values.copy(), rounded)
+    _round(values.copy(), np.empty_like(values), rounded)
     return rounded
 
 
-def _round(values: npt.NDArray[np.float32], out: Bits) -> None:
-    """Round ``values`` to bfloat16 in ``out``; they are used up."""
+def _round(values: npt.NDArray[np.float32], room: npt.NDArray[np.float32], out: Bits) -> None:
+    """Round ``values`` to bfloat16 in ``out``, with ``room`` for as many; both are used up."""
     whole = values.view(np.uint32)
-    carry = np.right_shift(whole, 16, out=_room("carry", values).view(np.uint32))
+    carry = np.right_shift(whole, 16, out=room.view(np.uint32))
     carry &= 1
     carry += np.uint32(0x7FFF)
     whole += carry

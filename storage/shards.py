@@ -85,7 +85,7 @@ class ShardedRows:
         self._is_blosc = layout.is_blosc
         self._indices: dict[int, Array] = {}
         self._known_parts: dict[tuple[str, tuple[int, ...], int, int], int] = {}
-        """The checksum of parts of chunks, by shard, chunk, first row and rows."""
+        """The checksum of parts of chunks, by shard, chunk, first row and rows; about two for each sequence."""
 
     def read(self, start: int, out: Array, column: int | None = None) -> None:
         """Fill ``out`` (T, D…) with rows ``start:start + T``.
