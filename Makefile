@@ -54,7 +54,8 @@ bench: setup
 	$(BIN)/python tests/benchmarks/step.py --json
 	$(BIN)/python tests/benchmarks/data_wait.py --json
 
-# Each peer in an environment of its own under .peers/, made when first wanted: 6 GB, and 40 GB in /tmp while it runs.
+# Each peer, and ours, in an environment of its own under .peers/, made when first wanted: 9 GB, and 40 GB in /tmp while
+# it runs.
 bench-peers: setup
 	$(BIN)/python tests/benchmarks/peers/compare.py
 

@@ -155,7 +155,7 @@ def _be_rank(config: TrainConfig, name: str, number: int, port: int, level: int,
         outcome = _Outcome("interrupted")
     except SpecxError as error:
         outcome = _Outcome("refused", reason=str(error))
-    except Exception:
+    except Exception:  # raised again, with this traceback, by the one that waits
         outcome = _Outcome("failed", reason=traceback.format_exc())
     outcomes.send(outcome)
     if outcome.kind in ("refused", "failed"):
