@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-CodecOption = Literal["lossless", "none", "int8", "fp8"]
+CodecOption = Literal["lossless", "zstd", "none", "int8", "fp8"]
 TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]

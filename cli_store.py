@@ -131,7 +131,7 @@ def plan(
     store: Annotated[str | None, typer.Option(help="Where it would go, to see the free space there.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
-    codec: Annotated[str | None, typer.Option(help="lossless, none, int8 or fp8.")] = None,
+    codec: Annotated[str | None, typer.Option(help="lossless, zstd, none, int8 or fp8.")] = None,
     last_hidden: Annotated[
         bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
     ] = None,

@@ -7,14 +7,16 @@ from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from .schema import ArraySpec, CodecName
-from .zarr_codecs import Fp8Codec, Int8Codec
+from .zarr_codecs import Fp8Codec, Int8Codec, PackedCodec
 
 # Hidden states shrink by 1.44 in blocks of this size, by 1.28 in those of the default size.
 _BLOCK_BYTES = 512 * 1024
 
 
 def serializer(codec: CodecName, spec: ArraySpec) -> ArrayBytesCodec:
-    """Return the codec that makes bytes of an array; only hidden states are quantised."""
+    """Return the codec that makes bytes of an array; those of specx are for hidden states."""
+    if spec.is_hidden and codec == "lossless":
+        return PackedCodec()
     if spec.is_hidden and codec == "int8":
         return Int8Codec()
     if spec.is_hidden and codec == "fp8":
@@ -24,16 +26,16 @@ def serializer(codec: CodecName, spec: ArraySpec) -> ArrayBytesCodec:
 
 def compressors(codec: CodecName, spec: ArraySpec) -> list[BytesBytesCodec]:
     """Return the bytes-to-bytes codecs of an array."""
-    if codec == "none":
+    if codec == "none" or (spec.is_hidden and codec == "lossless"):
         return [Crc32cCodec()]
-    if spec.is_hidden and codec != "lossless":
+    if spec.is_hidden and codec != "zstd":
         # Entropy coding is all that is left to do: the bytes of a value say nothing of each other.
         entropy = BloscCodec(cname="zstd", clevel=1, shuffle="noshuffle", typesize=1, blocksize=_BLOCK_BYTES)
         return [entropy, Crc32cCodec()]
-    return lossless(spec.dtype.itemsize)
+    return zstd(spec.dtype.itemsize)
 
 
-def lossless(itemsize: int) -> list[BytesBytesCodec]:
+def zstd(itemsize: int) -> list[BytesBytesCodec]:
     """Return the bytes-to-bytes codecs that suit elements of ``itemsize`` bytes."""
     blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=itemsize, blocksize=_BLOCK_BYTES)
     return [blosc, Crc32cCodec()]

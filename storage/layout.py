@@ -7,7 +7,7 @@ much of the metadata (Zarr v3; sharding, ZEP 2) is read here as ``part`` has wri
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import StoreCorruptError
 from .quantization import OUTLIERS, LossyName
@@ -15,10 +15,14 @@ from .schema import ArraySpec
 
 METADATA_FILE = "zarr.json"
 
-_SERIALIZERS: dict[str, LossyName | None] = {"bytes": None, "specx.int8": "int8", "specx.fp8": "fp8"}
+Form = Literal["plain", "packed"] | LossyName
+"""What rows are as bytes: themselves, or as ``packing`` or ``quantization`` makes them."""
+
+_FORMS: dict[str, Form] = {"bytes": "plain", "specx.packed": "packed", "specx.int8": "int8", "specx.fp8": "fp8"}
 _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     # Numbers of one byte have no order of bytes.
     "bytes": ({"endian": "little"}, {}),
+    "specx.packed": ({},),
     "specx.int8": ({"outliers": OUTLIERS},),
     "specx.fp8": ({},),
     "crc32c": ({},),
@@ -35,8 +39,9 @@ class Layout:
     """Shape."""
     shard: tuple[int, ...]
     """Shape, a multiple of that of the chunks."""
-    lossy: LossyName | None
+    form: Form
     is_blosc: bool
+    """Whether these bytes are compressed, too."""
 
     @property
     def chunks_of_a_shard(self) -> tuple[int, ...]:
@@ -56,7 +61,9 @@ def read_layout(path: Path, spec: ArraySpec, tokens: int, name: str) -> Layout:
         sharding = codec["configuration"]
         chunk, shard = tuple(sharding["chunk_shape"]), tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         serializer, *compressors = names = _names(sharding["codecs"])
-        is_known = serializer in _SERIALIZERS and compressors in _COMPRESSORS
+        is_known = serializer in _FORMS and compressors in _COMPRESSORS
+        # There is nothing left to compress.
+        is_known &= serializer != "specx.packed" or "blosc" not in compressors
         is_known &= _names(sharding["index_codecs"]) == _INDEX_CODECS and sharding["index_location"] == "end"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreCorruptError(
@@ -69,7 +76,7 @@ def read_layout(path: Path, spec: ArraySpec, tokens: int, name: str) -> Layout:
         )
     if not is_known:
         raise StoreCorruptError(f"{name}: unknown codecs {names}. Upgrade specx.")
-    return Layout(chunk=chunk, shard=shard, lossy=_SERIALIZERS[serializer], is_blosc="blosc" in compressors)
+    return Layout(chunk=chunk, shard=shard, form=_FORMS[serializer], is_blosc="blosc" in compressors)
 
 
 def _names(codecs: list[dict[str, Any]]) -> list[str]:

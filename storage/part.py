@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from .codecs import compressors, lossless, serializer
+from .codecs import compressors, serializer, zstd
 from .files import file_hash
 from .hashing import SEQUENCE_ID_BYTES
 from .layout import METADATA_FILE
@@ -148,7 +148,7 @@ class PartWriter:
         table = np.frombuffer(b"".join(identifiers), np.uint8).reshape(len(self._lengths), SEQUENCE_ID_BYTES)
         tables: tuple[Array, Array] = (offsets, table)
         for name, rows in zip(SEQUENCE_TABLE, tables, strict=True):
-            self._group.create_array(name, data=rows, chunks=rows.shape, compressors=lossless(rows.dtype.itemsize))
+            self._group.create_array(name, data=rows, chunks=rows.shape, compressors=zstd(rows.dtype.itemsize))
         return tuple(self._stored(file) for file in sorted(self.path.rglob("*")) if file.is_file())
 
     def _stored(self, file: Path) -> StoredObject:

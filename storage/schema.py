@@ -22,7 +22,7 @@ from .errors import StoreCorruptError, StoreError, StoreMismatchError
 FORMAT_VERSION = 1
 """Version of the layout on disk; a reader refuses what is newer."""
 
-CodecName = Literal["lossless", "none", "int8", "fp8"]
+CodecName = Literal["lossless", "zstd", "none", "int8", "fp8"]
 
 Array = npt.NDArray[Any]
 

@@ -26,6 +26,7 @@ from numcodecs import blosc
 from .blosc_part import decompress_part
 from .errors import StoreCorruptError
 from .layout import read_layout
+from .packing import unpack
 from .quantization import LossyName, decode, encoded_bytes
 from .schema import Array, ArraySpec
 from .scratch import scratch
@@ -57,6 +58,16 @@ class _Chunk:
     """Bytes, with the checksum."""
 
 
+@dataclass(frozen=True, slots=True)
+class _KnownPart:
+    """Bytes of a chunk that were read before, when all of it was checked."""
+
+    offset: int
+    """Within the chunk."""
+    size: int
+    checksum: int
+
+
 class ShardedRows:
     """One array of a part, read by rows."""
 
@@ -81,11 +92,11 @@ class ShardedRows:
         self._chunk_tokens = layout.chunk[0]
         self._shard_tokens = layout.shard[0]
         self._index_shape = (*layout.chunks_of_a_shard, 2)
-        self._lossy = layout.lossy
+        self._form = layout.form
         self._is_blosc = layout.is_blosc
         self._indices: dict[int, Array] = {}
-        self._known_parts: dict[tuple[str, tuple[int, ...], int, int], int] = {}
-        """The checksum of parts of chunks, by shard, chunk, first row and rows; about two for each sequence."""
+        self._known_parts: dict[tuple[str, tuple[int, ...], int, int], _KnownPart] = {}
+        """By shard, chunk, first row and rows; about two for each sequence."""
 
     def read(self, start: int, out: Array, column: int | None = None) -> None:
         """Fill ``out`` (T, D…) with rows ``start:start + T``.
@@ -128,8 +139,10 @@ class ShardedRows:
             rows = out[row - start : end - start]
             place = self._place(shard, chunk, column or 0)
             is_contiguous = rows.flags.c_contiguous
-            if self._lossy:
-                self._restore(self._lossy, self._content(shard, place), row - first, rows)
+            if self._form == "packed":
+                self._unpack(shard, place, row - first, rows)
+            elif self._form != "plain":
+                self._restore(self._form, self._content(shard, place), row - first, rows)
             elif is_contiguous and not self._is_blosc:
                 self._read_plain(shard, place, row - first, rows)
             elif is_contiguous and end - row == self._chunk_tokens:
@@ -153,18 +166,40 @@ class ShardedRows:
         Where only a part of a chunk is wanted all of it is read and checked once, and from then on that part alone.
         """
         wanted = out.reshape(-1).view(np.uint8)
+        known = self._known_parts.get((shard.key, chunk.position, start, len(out)))
+        if known:
+            self._read_again(shard, chunk, known, wanted)
+            return
         row_bytes = wanted.nbytes // len(out)
         before, after = start * row_bytes, (self._chunk_tokens - start - len(out)) * row_bytes
-        is_worth_it = before + after >= _WORTH_KNOWING
-        part = shard.key, chunk.position, start, len(out)
-        expected = self._known_parts.get(part) if is_worth_it else None
-        if expected is None:
-            self._read_checked(shard, chunk, (scratch("before", before), wanted, scratch("after", after)))
-            if is_worth_it:
-                self._known_parts[part] = crc32c(wanted.data)
-            return
-        found = os.preadv(shard.descriptor, [wanted.data], chunk.offset + before)
-        if found != wanted.nbytes or crc32c(wanted.data) != expected:
+        self._read_checked(shard, chunk, (scratch("before", before), wanted, scratch("after", after)))
+        self._remember(shard, chunk, (start, len(out)), before, wanted)
+
+    def _unpack(self, shard: _Shard, chunk: _Chunk, start: int, out: Array) -> None:
+        """Fill ``out`` (T, …, H) with rows of a packed chunk from ``start`` on, read as those of a plain one are."""
+        known = self._known_parts.get((shard.key, chunk.position, start, len(out)))
+        if known:
+            content = scratch("stored", known.size)
+            self._read_again(shard, chunk, known, content)
+        else:
+            content = self._content(shard, chunk)
+        try:
+            part = unpack(content, 0 if known else start, out.reshape(len(out), -1))
+        except ValueError as error:
+            raise StoreCorruptError(self._damaged(shard.key, f"chunk {chunk.position}: {error}")) from error
+        if not known:
+            self._remember(shard, chunk, (start, len(out)), part.start, content[part])
+
+    def _remember(self, shard: _Shard, chunk: _Chunk, rows: tuple[int, int], offset: int, part: Array) -> None:
+        """Note the bytes of some rows, the first and how many, if that saves enough the next time."""
+        if chunk.size - part.nbytes >= _WORTH_KNOWING:
+            known = _KnownPart(offset, part.nbytes, crc32c(part.data))
+            self._known_parts[shard.key, chunk.position, *rows] = known
+
+    def _read_again(self, shard: _Shard, chunk: _Chunk, known: _KnownPart, out: Array) -> None:
+        """Fill ``out``, (bytes,) uint8, with a part of a chunk."""
+        found = os.preadv(shard.descriptor, [out.data], chunk.offset + known.offset)
+        if found != known.size or crc32c(out.data) != known.checksum:
             raise StoreCorruptError(self._damaged(shard.key, f"chunk {chunk.position} was changed since it was read"))
 
     def _content(self, shard: _Shard, chunk: _Chunk) -> Array:

@@ -74,7 +74,7 @@ def test_a_lossy_store_is_smaller_close_and_says_how_close(
     assert verify(store).problems == []
 
 
-@pytest.mark.parametrize("codec", ["lossless", "none"])
+@pytest.mark.parametrize("codec", ["lossless", "zstd", "none"])
 def test_codecs_that_keep_every_bit_have_no_error(filled: Callable[..., FeatureStore], codec: str) -> None:
     assert summary(filled(codec=codec))["quantization_error"] == {}
 

@@ -18,7 +18,7 @@ AssertSame = Callable[[SequenceFeatures, SequenceFeatures], None]
 
 # Ends: 200, then inside the next chunk of 256, on a chunk, just short of the shard of 4096, across it, and on.
 LENGTHS = (200, 100, 212, 3580, 30, 700, 1)
-CODECS = ["lossless", "none"]
+CODECS = ["lossless", "zstd", "none"]
 READ_ARRAYS = list(SequenceFeatures.__slots__)
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from crc32c import crc32c
 from zarr.codecs import Crc32cCodec
 
 from specx.storage.errors import StoreCorruptError
+from specx.storage.packing import pack
 from specx.storage.part import PartWriter
+from specx.storage.quantization import to_bits
 from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
 from specx.storage.shards import ShardedRows
 
@@ -21,10 +24,18 @@ TOKENS = 9000  # more than two shards of 4096
 
 @pytest.fixture(scope="module")
 def features(make_features: MakeFeatures) -> SequenceFeatures:
-    return make_features(TOKENS, 1)
+    features = make_features(TOKENS, 1)
+    aux_hidden, last_hidden = features.aux_hidden, features.last_hidden
+    assert last_hidden is not None
+    # Of three rows one stays random bits, one is as a model has them, and of the third's some are all zero.
+    random = np.random.default_rng(1)
+    for rows in (aux_hidden, last_hidden):
+        rows[1::3] = to_bits(random.standard_normal(rows[1::3].shape).astype(np.float32))
+        rows[2::6] = 0
+    return features
 
 
-@pytest.fixture(scope="module", params=["lossless", "none"])
+@pytest.fixture(scope="module", params=["lossless", "zstd", "none"])
 def part(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -107,13 +118,14 @@ def test_every_byte_of_a_shard_is_checked(lse_shard: Path, info: DatasetInfo) ->
     assert len(read_lse(lse_shard, info)) == 1500
 
 
+@pytest.mark.parametrize("codec", ["lossless", "none"])
 @pytest.mark.parametrize("at", [0, -1], ids=["first byte", "last byte"])
 def test_a_part_of_a_chunk_is_checked_again_each_time(
-    tmp_path: Path, info: DatasetInfo, make_features: MakeFeatures, at: int
+    tmp_path: Path, info: DatasetInfo, make_features: MakeFeatures, codec: str, at: int
 ) -> None:
-    wide = info.model_copy(update={"hidden_size": 512, "boundaries": (1,), "codec": "none"})
+    wide = info.model_copy(update={"hidden_size": 512, "boundaries": (1,), "codec": codec})
     features = make_features(256, 4)
-    hidden = np.random.default_rng(4).integers(0, 1 << 16, (256, 512), np.uint16)
+    hidden = to_bits(np.random.default_rng(4).standard_normal((256, 512)).astype(np.float32))
     writer = PartWriter(tmp_path / "part", wide)
     writer.append(dataclasses.replace(features, aux_hidden=hidden[:, None], last_hidden=hidden))
     writer.close([bytes(16)])
@@ -122,7 +134,8 @@ def test_a_part_of_a_chunk_is_checked_again_each_time(
     rows.read(50, out)
     shard = tmp_path / "part" / "last_hidden" / "c" / "0" / "0"
     damaged = bytearray(shard.read_bytes())
-    flipped = damaged.index(hidden[50:150].tobytes()) + at % out.nbytes
+    wanted = (pack(hidden[50:150]) if codec == "lossless" else hidden[50:150]).tobytes()
+    flipped = damaged.index(wanted) + at % len(wanted)
     damaged[flipped] ^= 1
     shard.write_bytes(damaged)
     with pytest.raises(StoreCorruptError, match="changed since it was read"):
@@ -132,6 +145,26 @@ def test_a_part_of_a_chunk_is_checked_again_each_time(
     out[:] = 0
     rows.read(50, out)
     assert np.array_equal(out, hidden[50:150])
+
+
+def test_records_that_are_none_are_damage_though_their_checksum_is_right(
+    tmp_path: Path, info: DatasetInfo, make_features: MakeFeatures
+) -> None:
+    writer = PartWriter(tmp_path / "part", info)
+    writer.append(make_features(256, 4))
+    writer.close([bytes(16)])
+    path = tmp_path / "part" / "last_hidden"
+    shard = path / "c" / "0" / "0"
+    offset, size = np.frombuffer(shard.read_bytes()[-16 * 16 - 4 : -4], "<u8")[:2].tolist()
+    content = bytearray(shard.read_bytes())
+    content[offset] = 255
+    content[offset + size - 4 : offset + size] = crc32c(bytes(content[offset : offset + size - 4])).to_bytes(
+        4, "little"
+    )
+    shard.write_bytes(content)
+    rows = ShardedRows(path, array_specs(info)["last_hidden"], 256)
+    with pytest.raises(StoreCorruptError, match=r"chunk \(0,\): row 0 is no record of 16 values\. Run `specx store"):
+        rows.read(5, np.empty((3, 16), np.uint16))
 
 
 def test_a_missing_shard_is_no_zeros(lse_shard: Path, info: DatasetInfo) -> None:
