@@ -7,7 +7,7 @@ from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from .schema import ArraySpec, CodecName
-from .zarr_codecs import Fp8Codec, Int8Codec, PackedCodec
+from .zarr_codecs import Fp8Codec, Int8Codec, PforCodec
 
 # Hidden states shrink by 1.44 in blocks of this size, by 1.28 in those of the default size.
 _BLOCK_BYTES = 512 * 1024
@@ -16,7 +16,7 @@ _BLOCK_BYTES = 512 * 1024
 def serializer(codec: CodecName, spec: ArraySpec) -> ArrayBytesCodec:
     """Return the codec that makes bytes of an array; those of specx are for hidden states."""
     if spec.is_hidden and codec == "lossless":
-        return PackedCodec()
+        return PforCodec()
     if spec.is_hidden and codec == "int8":
         return Int8Codec()
     if spec.is_hidden and codec == "fp8":

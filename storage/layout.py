@@ -15,14 +15,14 @@ from .schema import ArraySpec
 
 METADATA_FILE = "zarr.json"
 
-Form = Literal["plain", "packed"] | LossyName
-"""What rows are as bytes: themselves, or as ``packing`` or ``quantization`` makes them."""
+Form = Literal["plain", "pfor"] | LossyName
+"""What rows are as bytes: themselves, or as ``pfor`` or ``quantization`` makes them."""
 
-_FORMS: dict[str, Form] = {"bytes": "plain", "specx.packed": "packed", "specx.int8": "int8", "specx.fp8": "fp8"}
+_FORMS: dict[str, Form] = {"bytes": "plain", "specx.pfor": "pfor", "specx.int8": "int8", "specx.fp8": "fp8"}
 _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     # Numbers of one byte have no order of bytes.
     "bytes": ({"endian": "little"}, {}),
-    "specx.packed": ({},),
+    "specx.pfor": ({},),
     "specx.int8": ({"outliers": OUTLIERS},),
     "specx.fp8": ({},),
     "crc32c": ({},),
@@ -63,7 +63,7 @@ def read_layout(path: Path, spec: ArraySpec, tokens: int, name: str) -> Layout:
         serializer, *compressors = names = _names(sharding["codecs"])
         is_known = serializer in _FORMS and compressors in _COMPRESSORS
         # There is nothing left to compress.
-        is_known &= serializer != "specx.packed" or "blosc" not in compressors
+        is_known &= serializer != "specx.pfor" or "blosc" not in compressors
         is_known &= _names(sharding["index_codecs"]) == _INDEX_CODECS and sharding["index_location"] == "end"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreCorruptError(

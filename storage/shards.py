@@ -26,7 +26,7 @@ from numcodecs import blosc
 from .blosc_part import decompress_part
 from .errors import StoreCorruptError
 from .layout import read_layout
-from .packing import unpack
+from .pfor import unpack
 from .quantization import LossyName, decode, encoded_bytes
 from .schema import Array, ArraySpec
 from .scratch import scratch
@@ -139,7 +139,7 @@ class ShardedRows:
             rows = out[row - start : end - start]
             place = self._place(shard, chunk, column or 0)
             is_contiguous = rows.flags.c_contiguous
-            if self._form == "packed":
+            if self._form == "pfor":
                 self._unpack(shard, place, row - first, rows)
             elif self._form != "plain":
                 self._restore(self._form, self._content(shard, place), row - first, rows)
@@ -176,7 +176,7 @@ class ShardedRows:
         self._remember(shard, chunk, (start, len(out)), before, wanted)
 
     def _unpack(self, shard: _Shard, chunk: _Chunk, start: int, out: Array) -> None:
-        """Fill ``out`` (T, …, H) with rows of a packed chunk from ``start`` on, read as those of a plain one are."""
+        """Fill ``out`` (T, …, H) with rows of a ``pfor`` chunk from ``start`` on, read as those of a plain one are."""
         known = self._known_parts.get((shard.key, chunk.position, start, len(out)))
         if known:
             content = scratch("stored", known.size)

@@ -17,7 +17,7 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON
 from zarr.registry import register_codec
 
-from .packing import pack, unpack
+from .pfor import pack, unpack
 from .quantization import OUTLIERS, Bits, Bytes, LossyName, decode, encode
 
 
@@ -62,10 +62,10 @@ class _RowCodec(ArrayBytesCodec):
         raise NotImplementedError("the size of a chunk depends on its values or on what compresses it, so nobody asks")
 
 
-class PackedCodec(_RowCodec):
-    """Every bit, by ``packing``."""
+class PforCodec(_RowCodec):
+    """Every bit, by ``pfor``."""
 
-    name = "specx.packed"
+    name = "specx.pfor"
     is_fixed_size = False
 
     @classmethod
@@ -112,5 +112,5 @@ class Fp8Codec(_LossyCodec):
 
 
 # For stores read or written where specx is on the path and not installed.
-for _codec in (PackedCodec, Int8Codec, Fp8Codec):
+for _codec in (PforCodec, Int8Codec, Fp8Codec):
     register_codec(_codec.name, _codec)

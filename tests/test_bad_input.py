@@ -188,7 +188,7 @@ def test_store_of_another_target_is_refused_and_left_alone(target: Path, small_s
         ("top_k: many", "top_k", "valid integer"),
         ("top_k: 0", "top_k", "greater than or equal to 1"),
         ("boundaries: [3, 1]", "boundaries", "must be strictly increasing, got 3,1"),
-        ("codec: zip", "codec", "'lossless', 'none', 'int8' or 'fp8'"),
+        ("codec: zip", "codec", "'lossless', 'zstd', 'none', 'int8' or 'fp8'"),
     ],
 )
 def test_wrong_key_of_a_run_file_is_named(tmp_path: Path, content: str, key: str, message: str) -> None:

@@ -54,14 +54,14 @@ def test_raw_bytes_are_the_bytes_of_the_values(fill: Fill, tmp_path: Path) -> No
     assert expected.raw_bytes == tokens * (2 * H * (L + 1) + 6 * K + 13) + 10 * 16 + (10 + parts) * 8
 
 
-def test_gpt_oss_takes_16_kilobytes_a_token_and_its_logits_little_of_it(info: DatasetInfo) -> None:
+def test_gpt_oss_takes_17_kilobytes_a_token_and_its_logits_little_of_it(info: DatasetInfo) -> None:
     shape = info.model_copy(
         update={"hidden_size": 2880, "boundaries": (2, 18, 33), "vocab_size": 201_088, "top_k": 128}
     )
     parts = spread(10_000_000, 7000, 24_576, excess=700)
     by_array = {name: each / 10_000_000 for name, each in estimate(shape, parts).bytes_by_array.items()}
-    assert sum(by_array.values()) == pytest.approx(16_400, rel=0.01)
-    assert by_array["aux_hidden"] + by_array["last_hidden"] == pytest.approx(23_040 / 1.44, rel=0.001)
+    assert sum(by_array.values()) == pytest.approx(16_820, rel=0.01)
+    assert by_array["aux_hidden"] + by_array["last_hidden"] == pytest.approx(23_040 / 1.40, rel=0.001)
     assert 300 < by_array["topk_ids"] + by_array["topk_logprob"] < 400
 
 

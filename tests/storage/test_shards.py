@@ -11,8 +11,8 @@ from crc32c import crc32c
 from zarr.codecs import Crc32cCodec
 
 from specx.storage.errors import StoreCorruptError
-from specx.storage.packing import pack
 from specx.storage.part import PartWriter
+from specx.storage.pfor import pack
 from specx.storage.quantization import to_bits
 from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
 from specx.storage.shards import ShardedRows

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from specx.storage import packing, packing_plain
+from specx.storage import pfor, pfor_plain
 from specx.storage.quantization import Bits, Bytes, to_bits
 
 BITS = st.one_of(st.integers(0, 0xFFFF), st.integers(0x3C00, 0x4100), st.just(0))
 ROWS = arrays.arrays(np.uint16, st.tuples(st.integers(0, 6), st.integers(1, 40)), elements=BITS)
 
 
-@pytest.fixture(scope="module", params=["specx.storage._packing", "specx.storage.packing_plain"])
+@pytest.fixture(scope="module", params=["specx.storage._pfor", "specx.storage.pfor_plain"])
 def implementation(request: pytest.FixtureRequest) -> ModuleType:
     try:
         return importlib.import_module(request.param)
@@ -26,7 +26,7 @@ def implementation(request: pytest.FixtureRequest) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def native() -> ModuleType:
-    return pytest.importorskip("specx.storage._packing", reason="built without a C compiler")
+    return pytest.importorskip("specx.storage._pfor", reason="built without a C compiler")
 
 
 def normal(rows: int, channels: int, seed: int = 0) -> Bits:
@@ -34,7 +34,7 @@ def normal(rows: int, channels: int, seed: int = 0) -> Bits:
 
 
 def packed(implementation: ModuleType, rows: Bits) -> Bytes:
-    room = np.zeros(packing.most_bytes(rows.shape), np.uint8)
+    room = np.zeros(pfor.most_bytes(rows.shape), np.uint8)
     return room[: implementation.pack(rows, room)]
 
 
@@ -66,10 +66,10 @@ def test_a_row_is_the_bytes_that_the_format_says(implementation: ModuleType) -> 
 @settings(max_examples=300, deadline=None)
 @given(ROWS)
 def test_both_make_the_same_bytes_and_every_bit_comes_back(rows: Bits) -> None:
-    native = pytest.importorskip("specx.storage._packing")
+    native = pytest.importorskip("specx.storage._pfor")
     stored = packed(native, rows)
-    assert stored.tolist() == packed(packing_plain, rows).tolist()
-    for implementation in (native, packing_plain):
+    assert stored.tolist() == packed(pfor_plain, rows).tolist()
+    for implementation in (native, pfor_plain):
         assert np.array_equal(unpacked(implementation, stored, rows.shape), rows)
 
 
@@ -134,19 +134,19 @@ def test_a_record_that_says_what_cannot_be_is_refused(implementation: ModuleType
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60), st.integers(1, 12), st.integers(0, 4))
 def test_any_bytes_are_refused_or_read_the_same_by_both(content: bytes, channels: int, rows: int) -> None:
-    native = pytest.importorskip("specx.storage._packing")
+    native = pytest.importorskip("specx.storage._pfor")
     stored = np.frombuffer(content, np.uint8)
-    assert outcome(native, stored, (rows, channels)) == outcome(packing_plain, stored, (rows, channels))
+    assert outcome(native, stored, (rows, channels)) == outcome(pfor_plain, stored, (rows, channels))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_records_are_refused_or_read_the_same_by_both(data: st.DataObject) -> None:
-    native = pytest.importorskip("specx.storage._packing")
+    native = pytest.importorskip("specx.storage._pfor")
     stored = packed(native, normal(3, 70, data.draw(st.integers(0, 9)))).copy()
     for _ in range(data.draw(st.integers(1, 4))):
         stored[data.draw(st.integers(0, len(stored) - 1))] = data.draw(st.integers(0, 255))
-    assert outcome(native, stored, (3, 70)) == outcome(packing_plain, stored, (3, 70))
+    assert outcome(native, stored, (3, 70)) == outcome(pfor_plain, stored, (3, 70))
 
 
 def test_what_is_no_rows_is_refused(native: ModuleType) -> None:
@@ -165,14 +165,14 @@ def test_what_is_no_rows_is_refused(native: ModuleType) -> None:
 def test_too_little_room_is_refused(implementation: ModuleType) -> None:
     rows = np.random.default_rng(0).integers(0, 1 << 16, (2, 50), np.uint16)
     with pytest.raises(ValueError, match="too little room"):
-        implementation.pack(rows, np.zeros(packing.most_bytes(rows.shape) - 1, np.uint8))
+        implementation.pack(rows, np.zeros(pfor.most_bytes(rows.shape) - 1, np.uint8))
 
 
 def test_what_is_packed_is_the_caller_s_own(implementation: ModuleType) -> None:
-    first, second = packing.pack(normal(3, 100, 1)), packing.pack(normal(3, 100, 2))
+    first, second = pfor.pack(normal(3, 100, 1)), pfor.pack(normal(3, 100, 2))
     assert np.array_equal(unpacked(implementation, first, (3, 100)), normal(3, 100, 1))
     assert np.array_equal(unpacked(implementation, second, (3, 100)), normal(3, 100, 2))
     out = np.empty((2, 100), np.uint16)
-    part = packing.unpack(first, 1, out)
+    part = pfor.unpack(first, 1, out)
     assert np.array_equal(out, normal(3, 100, 1)[1:])
     assert part == slice(part.start, len(first))

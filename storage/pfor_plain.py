@@ -1,4 +1,4 @@
-"""What ``_packing.c`` does, in numpy: used where that could not be built, and what it is compared with.
+"""What ``_pfor.c`` does, in numpy: used where that could not be built, and what it is compared with.
 
 Shapes: R rows, T rows asked for, H channels, E = ceil(H / 8), P packed rows of those asked for.
 """

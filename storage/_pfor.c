@@ -1,11 +1,10 @@
-/* The fast twin of packing_plain.py: bfloat16 in about 11 bits a value, as docs/format.md has it, "lossless".
+/* The fast twin of pfor_plain.py, for pfor.py, which says what it is for.
 
-   A row of H values is a record: how it is coded, then what it takes.
-     0  all zero     nothing more
-     1  packed       base, number of exceptions (2 bytes), H low bytes, 3 bytes for 8 codes each, the exceptions
-     2  as it is     H values of 2 bytes
-   Everything is little-endian. Nothing that is read from a record is believed: a record that says more than there is
-   is refused. */
+   A row of H values is a record: a byte that says how it is coded, then
+     ZERO    nothing: all values are 0
+     PACKED  the base, the number of exceptions (2 bytes), H low bytes, 3 runs of E bytes for the codes, the exceptions
+     PLAIN   H values of 2 bytes
+   with E = ceil(H / 8), all little-endian. Nothing that a record says is believed: one that cannot be is refused. */
 
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
@@ -284,6 +283,6 @@ static PyMethodDef METHODS[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_packing", NULL, 0, METHODS, NULL, NULL, NULL, NULL};
+static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_pfor", NULL, 0, METHODS, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__packing(void) { return PyModule_Create(&MODULE); }
+PyMODINIT_FUNC PyInit__pfor(void) { return PyModule_Create(&MODULE); }

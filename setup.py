@@ -1,0 +1,18 @@
+"""What pyproject.toml cannot say without settings that setuptools calls experimental: the one extension in C."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "specx.storage._pfor",
+            ["storage/_pfor.c"],
+            # Loops become vectors, which -O2 of older compilers does not do.
+            extra_compile_args=["-O3"],
+            py_limited_api=True,
+            # Where there is no compiler storage/pfor_plain.py does the same in numpy.
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
