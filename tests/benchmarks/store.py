@@ -1,6 +1,6 @@
 """What the store takes of disk, processor and memory, and how fast it is read in random order.
 
-200 sequences of 200 to 2048 tokens at hidden size 2880, three boundaries and the last hidden state, top-128. The
+150 sequences of 200 to 2048 tokens at hidden size 2880, three boundaries and the last hidden state, top-128. The
 values are real: states of the trained tiny target, those of 23 tokens side by side to the full width. They are
 compared with the raw bytes in one memory map an array, and with one safetensors file a sequence read by a
 DataLoader. Reads end in packed batches of four sequences and take turns, each in a process of its own that goes
@@ -27,6 +27,7 @@ from sequences import H, K, V, load_pool, make_pool, wide_length, wide_sequence
 
 BATCH = 4
 TOKENS_PER_PART = 24_576
+CODECS = ("int8", "fp8", "lossless", "zstd", "none")
 
 
 def sequences(workspace: Path, count: int) -> Iterator[Any]:
@@ -222,7 +223,7 @@ def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=200)
+    parser.add_argument("--sequences", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -230,17 +231,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         in_own_process(make_pool, workspace)
-        written = {codec: in_own_process(write_store, workspace, count, codec) for codec in ("int8", "fp8")}
+        written = {codec: in_own_process(write_store, workspace, count, codec) for codec in CODECS}
         memmap = in_own_process(write_memmap, workspace, count)
-        written |= {codec: in_own_process(write_store, workspace, count, codec) for codec in ("lossless", "none")}
         in_own_process(write_safetensors, workspace, count)
         lengths = [wide_length(number) for number in range(count)]
         readers: dict[str, tuple[Any, ...]] = {
             "memmap": (read_memmap, workspace, count),
             "none": (read_store, workspace, count, "none"),
             "safetensors": (read_safetensors, workspace, count),
-            "lossless": (read_store, workspace, count, "lossless"),
-            "int8": (read_store, workspace, count, "int8"),
+            **{codec: (read_store, workspace, count, codec) for codec in ("lossless", "zstd", "int8")},
         }
         seconds: dict[str, list[float]] = {name: [] for name in readers}
         for _ in range(arguments.rounds):
@@ -248,6 +247,7 @@ def main() -> None:
                 seconds[name].append(in_own_process(*call))
     rate = {name: sum(lengths) / statistics.median(each) for name, each in seconds.items()}
     over_safetensors = [a / b for a, b in zip(seconds["safetensors"], seconds["lossless"], strict=True)]
+    over_zstd = [a / b for a, b in zip(seconds["zstd"], seconds["lossless"], strict=True)]
     over_memmap = [a / b for a, b in zip(seconds["memmap"], seconds["none"], strict=True)]
     result = {
         **{f"{codec}_over_raw": round(each["over_raw"], 4) for codec, each in written.items()},
@@ -262,6 +262,8 @@ def main() -> None:
         "read_none_over_memmap_spread": [round(min(over_memmap), 3), round(max(over_memmap), 3)],
         "read_lossless_over_safetensors": round(statistics.median(over_safetensors), 3),
         "read_lossless_over_safetensors_spread": [round(min(over_safetensors), 3), round(max(over_safetensors), 3)],
+        "read_lossless_over_zstd": round(statistics.median(over_zstd), 3),
+        "read_lossless_over_zstd_spread": [round(min(over_zstd), 3), round(max(over_zstd), 3)],
         "sequences": count,
         "tokens": sum(lengths),
         "rounds": arguments.rounds,
