@@ -28,8 +28,6 @@ static size_t eighth_of(size_t width) { return (width + CODES - 1) / CODES; }
 
 static uint8_t exponent_of(uint16_t value) { return (uint8_t)(value >> 7); }
 
-/* ---- to records ---- */
-
 /* Return the first of the 8 exponents in a row that most of the values have. */
 static uint8_t best_base(const uint16_t *row, size_t width) {
     uint32_t counts[4][256] = {{0}};  /* four, since a count that was just written cannot be read at once */
@@ -131,8 +129,6 @@ static uint8_t *write_record(const uint16_t *row, size_t width, uint8_t *codes, 
     return out;
 }
 
-/* ---- and back ---- */
-
 #define RESTORE(part, code_of)                                                                                 \
     {                                                                                                          \
         const size_t from = (part) * n < width ? (part) * n : width;                                           \
@@ -194,8 +190,6 @@ static int read_record(const uint8_t *at, size_t width, uint16_t *out) {
     }
     return 1;
 }
-
-/* ---- for Python ---- */
 
 /* Take rows (R, H) of 2 bytes whose values lie side by side; return 0 with an exception set if it is none of that. */
 static int take_rows(PyObject *object, int flags, Py_buffer *rows) {
