@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import SpecxError, __version__, cli_store
-from .cli_options import AsJson, RunFile, integers, show
+from .cli_options import CODECS, AsJson, RunFile, integers, show
 from .startup import collect_rarely, import_torch, without_collector, without_text_metrics
 
 # Here, as vLLM's processes import this file first.
@@ -43,7 +43,7 @@ def extract(
     engine: Annotated[str | None, typer.Option(help="What runs the target: auto, transformers or vllm.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
-    codec: Annotated[str | None, typer.Option(help="lossless, zstd, none, int8 or fp8.")] = None,
+    codec: Annotated[str | None, typer.Option(help=f"{CODECS}.")] = None,
     last_hidden: Annotated[
         bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
     ] = None,

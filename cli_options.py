@@ -4,11 +4,13 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import typer
 
-CodecOption = Literal["lossless", "zstd", "none", "int8", "fp8"]
+from .storage.codec_names import CodecName
+
+CODECS = ", ".join(get_args(CodecName))
 TokensPerPart = Annotated[int, typer.Option(help="Tokens committed at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 RunFile = Annotated[Path | None, typer.Option("--config", help="Run file, YAML; options override it.")]

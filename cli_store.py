@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import AsJson, CodecOption, RunFile, StorePath, TokensPerPart, integers, show
+from .cli_options import CODECS, AsJson, RunFile, StorePath, TokensPerPart, integers, show
+from .storage.codec_names import CodecName
 
 app = typer.Typer(help="Look into a feature store, and work on it.", no_args_is_help=True)
 
@@ -90,7 +91,7 @@ def prune(
     store: StorePath,
     into: Annotated[str, typer.Option(help="Store to write; made if there is none.")],
     boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,21.")] = None,
-    codec: Annotated[CodecOption | None, typer.Option(help="Of the new store; that of the old by default.")] = None,
+    codec: Annotated[CodecName | None, typer.Option(help="Of the new store; that of the old by default.")] = None,
     last_hidden: Annotated[
         bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
     ] = None,
@@ -131,7 +132,7 @@ def plan(
     store: Annotated[str | None, typer.Option(help="Where it would go, to see the free space there.")] = None,
     boundaries: Annotated[str | None, typer.Option(help="Auxiliary hidden states to keep, such as 2,12,21.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Logits kept per token.")] = None,
-    codec: Annotated[str | None, typer.Option(help="lossless, zstd, none, int8 or fp8.")] = None,
+    codec: Annotated[str | None, typer.Option(help=f"{CODECS}.")] = None,
     last_hidden: Annotated[
         bool | None, typer.Option("--last-hidden/--no-last-hidden", help="Keep what gives exact targets.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from ..run_file import RunConfig
-from ..storage.schema import CodecName
+from ..storage.codec_names import CodecName
 
 
 def as_day(value: Any) -> str | None:

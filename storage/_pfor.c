@@ -236,7 +236,7 @@ static PyObject *pack(PyObject *module, PyObject *arguments) {
 static PyObject *unpack(PyObject *module, PyObject *arguments) {
     PyObject *of_stored, *of_rows;
     Py_buffer stored, rows;
-    Py_ssize_t skipped, bad = -1, row = 0;
+    Py_ssize_t skipped, row = 0;
     (void)module;
     if (!PyArg_ParseTuple(arguments, "OnO", &of_stored, &skipped, &of_rows)) return NULL;
     if (PyObject_GetBuffer(of_stored, &stored, PyBUF_SIMPLE) < 0) return NULL;
@@ -245,22 +245,23 @@ static PyObject *unpack(PyObject *module, PyObject *arguments) {
         return NULL;
     }
     const size_t width = (size_t)rows.shape[1];
+    const Py_ssize_t stop = skipped + rows.shape[0];
     const uint8_t *at = stored.buf, *first = at, *end = at + stored.len;
     Py_BEGIN_ALLOW_THREADS
-    for (; row < skipped + rows.shape[0]; row++) {
+    for (; row < stop; row++) {
         const size_t size = record_bytes(at, end, width);
-        char *out = (char *)rows.buf + (row - skipped) * rows.strides[0];
-        if (!size || (row >= skipped && !read_record(at, width, (uint16_t *)out))) {
-            bad = row;
-            break;
+        if (!size) break;
+        if (row >= skipped) {
+            char *out = (char *)rows.buf + (row - skipped) * rows.strides[0];
+            if (!read_record(at, width, (uint16_t *)out)) break;
         }
         at += size;
         if (row < skipped) first = at;
     }
     Py_END_ALLOW_THREADS
     PyObject *result = NULL;
-    if (bad >= 0)
-        PyErr_Format(PyExc_ValueError, "row %zd is no record of %zd values", bad, rows.shape[1]);
+    if (row < stop)
+        PyErr_Format(PyExc_ValueError, "row %zd is no record of %zd values", row, rows.shape[1]);
     else
         result = Py_BuildValue("nn", (Py_ssize_t)(first - (const uint8_t *)stored.buf),
                                (Py_ssize_t)(at - (const uint8_t *)stored.buf));

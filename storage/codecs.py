@@ -6,7 +6,8 @@ Every chunk ends in its crc32c: blosc alone lets almost every flipped byte throu
 from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-from .schema import ArraySpec, CodecName
+from .codec_names import CodecName
+from .schema import ArraySpec
 from .zarr_codecs import Fp8Codec, Int8Codec, PforCodec
 
 # Hidden states shrink by 1.44 in blocks of this size, by 1.28 in those of the default size.
@@ -26,13 +27,16 @@ def serializer(codec: CodecName, spec: ArraySpec) -> ArrayBytesCodec:
 
 def compressors(codec: CodecName, spec: ArraySpec) -> list[BytesBytesCodec]:
     """Return the bytes-to-bytes codecs of an array."""
-    if codec == "none" or (spec.is_hidden and codec == "lossless"):
+    if codec == "none":
         return [Crc32cCodec()]
-    if spec.is_hidden and codec != "zstd":
-        # Entropy coding is all that is left to do: the bytes of a value say nothing of each other.
-        entropy = BloscCodec(cname="zstd", clevel=1, shuffle="noshuffle", typesize=1, blocksize=_BLOCK_BYTES)
-        return [entropy, Crc32cCodec()]
-    return zstd(spec.dtype.itemsize)
+    if codec == "zstd" or not spec.is_hidden:
+        return zstd(spec.dtype.itemsize)
+    if codec == "lossless":
+        # There is nothing left to compress.
+        return [Crc32cCodec()]
+    # Entropy coding is all that is left to do: the bytes of a value say nothing of each other.
+    entropy = BloscCodec(cname="zstd", clevel=1, shuffle="noshuffle", typesize=1, blocksize=_BLOCK_BYTES)
+    return [entropy, Crc32cCodec()]
 
 
 def zstd(itemsize: int) -> list[BytesBytesCodec]:

@@ -15,10 +15,16 @@ from .schema import ArraySpec
 
 METADATA_FILE = "zarr.json"
 
-Form = Literal["plain", "pfor"] | LossyName
-"""What rows are as bytes: themselves, or as ``pfor`` or ``quantization`` makes them."""
+Form = Literal["plain", "blosc", "pfor"] | LossyName
+"""What the rows of a chunk are as bytes: themselves, compressed, or as ``pfor`` or ``quantization`` makes them."""
 
-_FORMS: dict[str, Form] = {"bytes": "plain", "specx.pfor": "pfor", "specx.int8": "int8", "specx.fp8": "fp8"}
+_FORMS: dict[tuple[str, ...], Form] = {
+    ("bytes", "crc32c"): "plain",
+    ("bytes", "blosc", "crc32c"): "blosc",
+    ("specx.pfor", "crc32c"): "pfor",
+    ("specx.int8", "blosc", "crc32c"): "int8",
+    ("specx.fp8", "blosc", "crc32c"): "fp8",
+}
 _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     # Numbers of one byte have no order of bytes.
     "bytes": ({"endian": "little"}, {}),
@@ -27,7 +33,6 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "specx.fp8": ({},),
     "crc32c": ({},),
 }
-_COMPRESSORS = (["crc32c"], ["blosc", "crc32c"])
 _INDEX_CODECS = ["bytes", "crc32c"]
 
 
@@ -40,8 +45,6 @@ class Layout:
     shard: tuple[int, ...]
     """Shape, a multiple of that of the chunks."""
     form: Form
-    is_blosc: bool
-    """Whether these bytes are compressed, too."""
 
     @property
     def chunks_of_a_shard(self) -> tuple[int, ...]:
@@ -60,11 +63,9 @@ def read_layout(path: Path, spec: ArraySpec, tokens: int, name: str) -> Layout:
         (codec,) = metadata["codecs"]
         sharding = codec["configuration"]
         chunk, shard = tuple(sharding["chunk_shape"]), tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-        serializer, *compressors = names = _names(sharding["codecs"])
-        is_known = serializer in _FORMS and compressors in _COMPRESSORS
-        # There is nothing left to compress.
-        is_known &= serializer != "specx.pfor" or "blosc" not in compressors
-        is_known &= _names(sharding["index_codecs"]) == _INDEX_CODECS and sharding["index_location"] == "end"
+        names = _names(sharding["codecs"])
+        form = _FORMS.get(tuple(names))
+        is_at_end = _names(sharding["index_codecs"]) == _INDEX_CODECS and sharding["index_location"] == "end"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreCorruptError(
             f"{name}/{METADATA_FILE}: not of a sharded array ({error!r}). Run `specx store verify` on the store."
@@ -74,9 +75,9 @@ def read_layout(path: Path, spec: ArraySpec, tokens: int, name: str) -> Layout:
             f"{name}: {dtype} {shape}, expected {spec.dtype} {(tokens, *spec.inner_shape)}. "
             "Run `specx store verify` on the store."
         )
-    if not is_known:
+    if form is None or not is_at_end:
         raise StoreCorruptError(f"{name}: unknown codecs {names}. Upgrade specx.")
-    return Layout(chunk=chunk, shard=shard, form=_FORMS[serializer], is_blosc="blosc" in compressors)
+    return Layout(chunk=chunk, shard=shard, form=form)
 
 
 def _names(codecs: list[dict[str, Any]]) -> list[str]:

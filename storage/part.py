@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from .codec_names import CodecName
 from .codecs import compressors, serializer, zstd
 from .files import file_hash
 from .hashing import SEQUENCE_ID_BYTES
@@ -20,7 +21,6 @@ from .schema import (
     FORMAT_VERSION,
     Array,
     ArraySpec,
-    CodecName,
     CommitRecord,
     DatasetInfo,
     SequenceFeatures,

@@ -10,19 +10,18 @@ K logits kept per token.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .codec_names import CodecName
 from .errors import StoreCorruptError, StoreError, StoreMismatchError
 
 FORMAT_VERSION = 1
 """Version of the layout on disk; a reader refuses what is newer."""
-
-CodecName = Literal["lossless", "zstd", "none", "int8", "fp8"]
 
 Array = npt.NDArray[Any]
 

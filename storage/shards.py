@@ -58,6 +58,10 @@ class _Chunk:
     """Bytes, with the checksum."""
 
 
+_Rows = tuple[str, tuple[int, ...], int, int]
+"""Which rows of a chunk: its shard, where it is there, the first row and how many."""
+
+
 @dataclass(frozen=True, slots=True)
 class _KnownPart:
     """Bytes of a chunk that were read before, when all of it was checked."""
@@ -93,10 +97,9 @@ class ShardedRows:
         self._shard_tokens = layout.shard[0]
         self._index_shape = (*layout.chunks_of_a_shard, 2)
         self._form = layout.form
-        self._is_blosc = layout.is_blosc
         self._indices: dict[int, Array] = {}
-        self._known_parts: dict[tuple[str, tuple[int, ...], int, int], _KnownPart] = {}
-        """By shard, chunk, first row and rows; about two for each sequence."""
+        self._known_parts: dict[_Rows, _KnownPart] = {}
+        """About two for each sequence."""
 
     def read(self, start: int, out: Array, column: int | None = None) -> None:
         """Fill ``out`` (T, D…) with rows ``start:start + T``.
@@ -141,9 +144,9 @@ class ShardedRows:
             is_contiguous = rows.flags.c_contiguous
             if self._form == "pfor":
                 self._unpack(shard, place, row - first, rows)
-            elif self._form != "plain":
+            elif self._form == "int8" or self._form == "fp8":
                 self._restore(self._form, self._content(shard, place), row - first, rows)
-            elif is_contiguous and not self._is_blosc:
+            elif is_contiguous and self._form == "plain":
                 self._read_plain(shard, place, row - first, rows)
             elif is_contiguous and end - row == self._chunk_tokens:
                 # No other copy than the decoder's.
@@ -166,18 +169,20 @@ class ShardedRows:
         Where only a part of a chunk is wanted all of it is read and checked once, and from then on that part alone.
         """
         wanted = out.reshape(-1).view(np.uint8)
-        known = self._known_parts.get((shard.key, chunk.position, start, len(out)))
+        rows = shard.key, chunk.position, start, len(out)
+        known = self._known_parts.get(rows)
         if known:
             self._read_again(shard, chunk, known, wanted)
             return
         row_bytes = wanted.nbytes // len(out)
         before, after = start * row_bytes, (self._chunk_tokens - start - len(out)) * row_bytes
         self._read_checked(shard, chunk, (scratch("before", before), wanted, scratch("after", after)))
-        self._remember(shard, chunk, (start, len(out)), before, wanted)
+        self._remember(rows, chunk, before, wanted)
 
     def _unpack(self, shard: _Shard, chunk: _Chunk, start: int, out: Array) -> None:
         """Fill ``out`` (T, …, H) with rows of a ``pfor`` chunk from ``start`` on, read as those of a plain one are."""
-        known = self._known_parts.get((shard.key, chunk.position, start, len(out)))
+        rows = shard.key, chunk.position, start, len(out)
+        known = self._known_parts.get(rows)
         if known:
             content = scratch("stored", known.size)
             self._read_again(shard, chunk, known, content)
@@ -188,13 +193,12 @@ class ShardedRows:
         except ValueError as error:
             raise StoreCorruptError(self._damaged(shard.key, f"chunk {chunk.position}: {error}")) from error
         if not known:
-            self._remember(shard, chunk, (start, len(out)), part.start, content[part])
+            self._remember(rows, chunk, part.start, content[part])
 
-    def _remember(self, shard: _Shard, chunk: _Chunk, rows: tuple[int, int], offset: int, part: Array) -> None:
-        """Note the bytes of some rows, the first and how many, if that saves enough the next time."""
+    def _remember(self, rows: _Rows, chunk: _Chunk, offset: int, part: Array) -> None:
+        """Note the bytes of some rows of a chunk, if that saves enough the next time."""
         if chunk.size - part.nbytes >= _WORTH_KNOWING:
-            known = _KnownPart(offset, part.nbytes, crc32c(part.data))
-            self._known_parts[shard.key, chunk.position, *rows] = known
+            self._known_parts[rows] = _KnownPart(offset, part.nbytes, crc32c(part.data))
 
     def _read_again(self, shard: _Shard, chunk: _Chunk, known: _KnownPart, out: Array) -> None:
         """Fill ``out``, (bytes,) uint8, with a part of a chunk."""
@@ -226,15 +230,14 @@ class ShardedRows:
     def _restore(self, lossy: LossyName, content: Array, start: int, out: Array) -> None:
         """Fill ``out`` (T, …, H) with rows of a quantised chunk from ``start`` on; ``content`` is used up."""
         shape = self._chunk[0], self._chunk[-1]
-        if self._is_blosc:
-            size = encoded_bytes(lossy, shape)
-            content = decompress_part(content, 0, size, scratch("plain", size))
+        size = encoded_bytes(lossy, shape)
+        content = decompress_part(content, 0, size, scratch("plain", size))
         decode(lossy, content, shape, out.reshape(len(out), -1), start)
 
     def _values(self, content: Array, start: int, stop: int) -> Array:
         """Return rows ``start:stop`` of a chunk, valid until the thread's next call; ``content`` is used up."""
         row_bytes = math.prod(self._chunk[1:]) * self._dtype.itemsize
-        if self._is_blosc:
+        if self._form == "blosc":
             room = scratch("plain", self._chunk_tokens * row_bytes)
             content = decompress_part(content, start * row_bytes, stop * row_bytes, room)
         else:

@@ -93,7 +93,7 @@ class _LossyCodec(_RowCodec):
 
     @classmethod
     def decode_rows(cls, content: Bytes, shape: tuple[int, int]) -> Bits:
-        return decode(cls.kind, content.tobytes(), shape)
+        return decode(cls.kind, content, shape)
 
 
 class Int8Codec(_LossyCodec):

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec
 
 from specx.storage.errors import StoreCorruptError
 from specx.storage.layout import Layout, read_layout
 from specx.storage.part import PartWriter
 from specx.storage.quantization import OUTLIERS
 from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
+from specx.storage.zarr_codecs import PforCodec
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]
 
@@ -47,8 +48,7 @@ def test_layout_is_what_zarr_says_it_is(make_part: Callable[[str], Path], info: 
         assert read_layout(part / name, spec, TOKENS, name) == Layout(
             chunk=array.chunks,
             shard=array.shards,
-            form=own.get(codec, "plain"),
-            is_blosc=[type(each).__name__ for each in array.compressors] == ["BloscCodec", "Crc32cCodec"],
+            form=own.get(codec, "blosc" if isinstance(array.compressors[0], BloscCodec) else "plain"),
         )
 
 
@@ -91,6 +91,14 @@ def test_another_number_of_outliers_is_refused(make_part: Callable[[str], Path],
         StoreCorruptError, match=r"unknown codecs \[\"specx.int8 \{'outliers': 8\}\", 'blosc', 'crc32c'"
     ):
         read_layout(path, array_specs(info)["last_hidden"], TOKENS, "part/last_hidden")
+
+
+def test_what_no_writer_compresses_is_refused_compressed(tmp_path: Path) -> None:
+    spec = ArraySpec(name="lse", dtype=np.dtype(np.uint16), inner_shape=(8,), chunk=(1024, 8), shard_tokens=2048)
+    settings = {"shape": (10, 8), "dtype": "uint16", "chunks": (1024, 8), "shards": (2048, 8)}
+    path = create(tmp_path, **settings, serializer=PforCodec(), compressors=[BloscCodec(), Crc32cCodec()])
+    with pytest.raises(StoreCorruptError, match=r"unknown codecs \['specx\.pfor', 'blosc', 'crc32c'\]"):
+        read_layout(path, spec, 10, "part/lse")
 
 
 def test_an_index_at_the_start_of_a_shard_is_refused(tmp_path: Path) -> None:

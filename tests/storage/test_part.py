@@ -68,8 +68,8 @@ def test_every_chunk_ends_in_its_checksum(
     for name, array in arrays.items():
         kinds = [type(one) for one in array.compressors]
         is_plain = codec == "none" and name not in ("seq_offsets", "seq_ids")
-        is_packed = codec == "lossless" and name in ("aux_hidden", "last_hidden")
-        assert kinds == ([Crc32cCodec] if is_plain or is_packed else [BloscCodec, Crc32cCodec]), name
+        is_pfor = codec == "lossless" and name in ("aux_hidden", "last_hidden")
+        assert kinds == ([Crc32cCodec] if is_plain or is_pfor else [BloscCodec, Crc32cCodec]), name
 
 
 def test_the_attributes_tell_a_plain_reader_the_format_and_the_bfloat16_arrays(
