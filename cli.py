@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import SpecxError, __version__, cli_store
-from .cli_options import CODECS, AsJson, RunFile, integers, show
+from .options import CODECS, AsJson, RunFile, integers, show
 from .startup import collect_rarely, import_torch, without_collector, without_text_metrics
 
 # Here, as vLLM's processes import this file first.
@@ -76,8 +76,8 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Run the target once and write its hidden states and logits to a feature store."""
+    from .config import load_config
     from .extract.config import ExtractConfig
-    from .run_file import load_config
 
     options = {
         "target": target,
@@ -140,8 +140,8 @@ def regenerate(
     as_json: AsJson = False,
 ) -> None:
     """Have the target answer the prompts of some data in vLLM, keeping the exact sampled ids; rerun resumes."""
-    from .extract.regenerate_config import RegenerateConfig
-    from .run_file import load_config
+    from .config import load_config
+    from .extract.regenerate.config import RegenerateConfig
 
     options = {
         "target": target,
@@ -164,7 +164,7 @@ def regenerate(
         "expert_parallel": expert_parallel,
     }
     settings = load_config(RegenerateConfig, config, options)
-    from .extract.regenerate import run
+    from .extract.regenerate.pipeline import run
 
     show(run(settings), as_json)
 
@@ -216,7 +216,7 @@ def train(
     """Train a draft from a feature store; the same command rerun resumes."""
     with without_collector():
         import_torch()
-        from .run_file import load_config
+        from .config import load_config
         from .train.config import TrainConfig
 
     options = {
@@ -250,7 +250,7 @@ def train(
     }
     settings = load_config(TrainConfig, config, options)
     if dry_run:
-        from .train.forecast import forecast
+        from .train.dry_run import forecast
 
         show(forecast(settings), as_json)
         return
@@ -276,7 +276,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the draft as vLLM and SGLang load it, and check what was written."""
-    from .train.export import export as export_draft
+    from .train.export.write import export as export_draft
 
     show(export_draft(run, out, dtype, checkpoint, format=format, engine=engine, target=target), as_json)
 
@@ -311,7 +311,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a draft by real speculative decoding against the target alone, or estimate it from a store."""
-    from .run_file import load_config
+    from .config import load_config
     from .train.evaluate.config import EvaluateConfig
 
     options = {
@@ -346,7 +346,7 @@ def rope_check(
     as_json: AsJson = False,
 ) -> None:
     """Compare the rotary angles of a draft, as trained and as vLLM and SGLang build them, with the target's."""
-    from .train.rope_check import check_rope, require_equal
+    from .train.export.rope_check import check_rope, require_equal
 
     check = check_rope(target, draft)
     show(check if as_json else check.shown(), as_json)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import CODECS, AsJson, RunFile, StorePath, TokensPerPart, integers, show
+from .options import CODECS, AsJson, RunFile, StorePath, TokensPerPart, integers, show
 from .storage.codec_names import CodecName
 
 app = typer.Typer(help="Look into a feature store, and work on it.", no_args_is_help=True)
@@ -13,8 +13,8 @@ app = typer.Typer(help="Look into a feature store, and work on it.", no_args_is_
 @app.command()
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Show what is in a store."""
+    from .storage.ops.info import summary
     from .storage.store import FeatureStore
-    from .storage.summary import summary
 
     show(summary(FeatureStore.open(store)), as_json)
 
@@ -28,9 +28,9 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of a store against what was committed."""
+    from .storage.ops.verify import drop_damaged, require_sound
+    from .storage.ops.verify import verify as verify_store
     from .storage.store import FeatureStore
-    from .storage.verify import drop_damaged, require_sound
-    from .storage.verify import verify as verify_store
 
     opened = FeatureStore.open(store, tolerant=True)
     result = verify_store(opened)
@@ -53,8 +53,8 @@ def select(
     as_json: AsJson = False,
 ) -> None:
     """Name a subset of a store, for `train --view`; nothing is copied."""
-    from .storage.select import Filter
-    from .storage.select import select as select_view
+    from .storage.ops.select import Filter
+    from .storage.ops.select import select as select_view
     from .storage.store import FeatureStore
 
     wanted = Filter(
@@ -78,7 +78,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Add stores to another: what it has already is left out. Rerun after a stop."""
-    from .storage.merge import merge as merge_stores
+    from .storage.ops.merge import merge as merge_stores
     from .storage.store import FeatureStore
 
     opened = [FeatureStore.open(source) for source in sources]
@@ -99,8 +99,8 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Write a smaller store of the same sequences, without the target. Rerun after a stop."""
-    from .storage.prune import prune as prune_store
-    from .storage.prune import pruned_info
+    from .storage.ops.prune import prune as prune_store
+    from .storage.ops.prune import pruned_info
     from .storage.store import FeatureStore
 
     opened = FeatureStore.open(store)
@@ -117,7 +117,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove what killed runs left: parts and temporary files that no commit names."""
-    from .storage.gc import collect
+    from .storage.ops.gc import collect
     from .storage.store import FeatureStore
 
     show(collect(FeatureStore.open(store), older_than_s=3600 * older_than, dry_run=dry_run), as_json)
@@ -145,9 +145,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Tell bytes, files and hours of an extraction before it runs."""
+    from .config import load_config
     from .extract.plan import PlanConfig
     from .extract.plan import plan as plan_run
-    from .run_file import load_config
 
     options = {
         "target": target,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..run_file import RunConfig
+from ..config import RunConfig
 from ..storage.codec_names import CodecName
 
 

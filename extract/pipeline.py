@@ -5,19 +5,19 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from ..storage.hashing import names_of, sequence_id
-from ..storage.rejects import RejectLog
+from ..storage.catalog.rejects import RejectLog
+from ..storage.catalog.sequence_id import names_of, sequence_id
+from ..storage.catalog.views import ViewWriter
+from ..storage.ops.info import summary
 from ..storage.schema import DatasetInfo, Reject
 from ..storage.store import FeatureStore
-from ..storage.summary import summary
-from ..storage.views import ViewWriter
 from .config import ExtractConfig
-from .engines import Engine
-from .engines.opening import open_engine
+from .data.samples import Sample, SampleReader
+from .engines.base import Engine
+from .engines.factory import open_engine
+from .engines.sink import Outcome
 from .plan import expect, require_room
 from .progress import Progressed, Reporter, reporter
-from .samples import Sample, SampleReader
-from .sink import Outcome
 from .target import Target, TargetError, copy_into, identify, open_target, resolve_boundaries
 
 _log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import Field
 
 from .. import SpecxError
-from ..storage.estimate import Parts, StoreEstimate, cut, estimate, spread
+from ..storage.ops.size_estimate import Parts, StoreEstimate, cut, estimate, spread
 from ..storage.schema import DatasetInfo, TargetIdentity
 from .config import ExtractConfig
-from .counting import Count, count
+from .data.row_count import Count, count
 from .target import Target, TargetError, open_target, resolve_boundaries
 
 _ROWS_OF_A_PLAN = 1000

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..storage.files import disk_errors, temporary_name
+from ..storage.backends.durable import disk_errors, temporary_name
 from ..storage.store import DATASET_FILE, FeatureStore
 from .charts import Section, short_name
 from .errors import ReportError

@@ -36,7 +36,7 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """Read a run, complete or not; raise SpecxError if it is none."""
-    from ..train.run import RunDirectory
+    from ..train.loop.run_directory import RunDirectory
 
     directory = RunDirectory(path)
     settings = directory.record().settings

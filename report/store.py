@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..storage.ops.info import summary
 from ..storage.reader import FeatureReader
 from ..storage.store import FeatureStore
-from ..storage.summary import summary
 from .charts import Axis, Chart, Section, Trace, count, short_name, shown
 from .errors import ReportError
 from .sample import POSITION_EDGES, Coverage, Measured, coverage, measure

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .backends.durable import file_hash, inside, require_inside
+from .catalog.sequence_id import find
+from .catalog.views import View
 from .errors import StoreCorruptError, StoreError
-from .files import file_hash, inside, require_inside
-from .hashing import find
-from .layout import METADATA_FILE
+from .parts.array_metadata import METADATA_FILE
+from .parts.shard_reader import ShardedRows
 from .schema import Array, CommitRecord, DatasetInfo, SequenceFeatures, StoredObject, array_specs
-from .shards import ShardedRows
 from .store import FeatureStore
-from .views import View
 
 _OPEN_PARTS = 1024
 _READ_THREADS = 4

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from .catalogue import Catalogue
-from .commits import Commits, commit_key
+from .backends.base import Place, place_at
+from .backends.durable import TEMPORARY_PREFIX, file_hash, require_inside
+from .catalog.commit_log import Commits, commit_key
+from .catalog.sequence_table import Catalogue
 from .errors import StoreCorruptError, StoreError
-from .files import TEMPORARY_PREFIX, file_hash, require_inside
-from .place import Place, place_at
 from .schema import CommitRecord, DatasetInfo, FileHashes
 
 DATASET_FILE = "dataset.json"

@@ -17,9 +17,9 @@ from typing import Self
 import numpy as np
 
 from .. import __version__
-from .files import inside
-from .hashing import names_of, sequence_id
-from .part import AdoptedPart, PartWriter
+from .backends.durable import inside
+from .catalog.sequence_id import names_of, sequence_id
+from .parts.part_writer import AdoptedPart, PartWriter
 from .reader import PartReader
 from .schema import CommitRecord, Origin, Reject, SequenceColumns, SequenceFeatures, StoredObject
 from .store import PARTS_DIRECTORY, FeatureStore

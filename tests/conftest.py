@@ -122,7 +122,7 @@ def trained_run(made_once: MadeOnce, tiny_store: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported_draft(made_once: MadeOnce, trained_run: Path) -> Path:
     """The draft of ``trained_run`` as exported."""
-    from specx.train.export import export
+    from specx.train.export.write import export
 
     return made_once("draft/eagle3", lambda out: export(trained_run, out))
 

@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specx import SpecxError
+from specx.config import load_config
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
-from specx.run_file import load_config
 from specx.storage.store import FeatureStore
 from specx.train.config import TrainConfig
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.pipeline import run as evaluate
-from specx.train.export import export
+from specx.train.export.write import export
 from specx.train.pipeline import TrainSummary
 from specx.train.pipeline import run as train
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from specx import __version__
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run
+from specx.storage.ops.verify import verify
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
 from .program import SPECX
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run
+from specx.storage.ops.verify import verify
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

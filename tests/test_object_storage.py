@@ -10,13 +10,13 @@ import torch
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
-from specx.train.batch import Batch
 from specx.train.config import TrainConfig
-from specx.train.corpus import Corpus
-from specx.train.data import FeatureData
+from specx.train.data.batch import Batch
+from specx.train.data.corpus import Corpus
+from specx.train.data.datamodule import FeatureData
 from specx.train.pipeline import run as train
 
 

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from specx.storage.files import file_hash
+from specx.storage.backends.durable import file_hash
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -33,7 +33,7 @@ main()
 # The command line without what a compiler makes of it.
 WITHOUT_A_COMPILER = """
 import sys
-sys.modules["specx.storage._pfor"] = None
+sys.modules["specx.storage.codecs._pfor"] = None
 from specx.cli import main
 main()
 """
@@ -59,7 +59,7 @@ def wheel_files(folder: Path, **environment: str) -> list[str]:
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = wheel_files(tmp_path)
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"specx"}
-    assert {"specx/cli.py", "specx/storage/writer.py", "specx/train/evaluate/vllm.py"} <= set(names)
+    assert {"specx/cli.py", "specx/storage/writer.py", "specx/train/evaluate/engines/vllm_engine.py"} <= set(names)
     assert "specx/report/page.html" in names
     sources = {
         path.relative_to(ROOT).as_posix()
@@ -68,13 +68,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     }
     assert sources <= {name.removeprefix("specx/") for name in names}
     assert not [name for name in names if name.endswith(".c")]
-    if importlib.util.find_spec("specx.storage._pfor"):
-        assert "specx/storage/_pfor.abi3.so" in names
+    if importlib.util.find_spec("specx.storage.codecs._pfor"):
+        assert "specx/storage/codecs/_pfor.abi3.so" in names
 
 
 def test_where_there_is_no_compiler_the_wheel_lacks_only_what_one_makes(tmp_path: Path) -> None:
     names = wheel_files(tmp_path, CC="no-such-compiler")
-    assert "specx/storage/pfor_plain.py" in names
+    assert "specx/storage/codecs/pfor_numpy.py" in names
     assert not [name for name in names if name.endswith(".so")]
 
 

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from specx.extract.config import ExtractConfig
-from specx.extract.engines.transformers import TransformersEngine
+from specx.extract.data.samples import Sample
+from specx.extract.engines.transformers_engine import TransformersEngine
 from specx.extract.pipeline import run as extract
-from specx.extract.samples import Sample
+from specx.storage.catalog.views import load_views
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.storage.views import load_views
 from specx.train.config import TrainConfig
+from specx.train.loop.run_directory import RunDirectory
 from specx.train.pipeline import run as train
-from specx.train.run import RunDirectory
 
 A, B = range(20), range(8, 28)
 """Rows of the answers; 12 of 20, 60 %, are in both."""

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ..run_file import RunConfig
-from .losses import LossName
-from .presets import with_preset
+from ..config import RunConfig
+from .families.presets import with_preset
+from .loss.divergences import LossName
 
 
 def _several(value: Any) -> Any:

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 
 from ..storage.store import FeatureStore
-from .batch import read_batch
 from .config import TrainConfig
-from .contract import weight_shapes
-from .corpus import Corpus, require_alike
-from .data import FeatureData
-from .loader import BATCHES_IN_MEMORY
-from .objective import supervised_anchors
-from .packing import BatchPlan
+from .data.batch import read_batch
+from .data.corpus import Corpus, require_alike
+from .data.datamodule import FeatureData
+from .data.packing import BatchPlan
+from .data.prefetch import BATCHES_IN_MEMORY
+from .families.eagle3.checkpoint import weight_shapes
+from .families.eagle3.objective import supervised_anchors
+from .families.spec import DraftSpec, draft_spec
 from .pipeline import open_corpus, require_devices, store_records
-from .spec import DraftSpec, draft_spec
 
 _MEASURED_S = 0.3
 _PARTS_LOOKED_AT = 8

@@ -9,21 +9,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..storage.files import disk_errors
+from ..storage.backends.durable import disk_errors
+from ..storage.catalog.views import files_of_views, read_view, view_names
 from ..storage.reader import FeatureReader
 from ..storage.store import FeatureStore
-from ..storage.views import files_of_views, read_view, view_names
 from .config import TrainConfig
-from .corpus import Corpus, require_alike
-from .data import FeatureData
+from .data.corpus import Corpus, require_alike
+from .data.datamodule import FeatureData
+from .data.draft_vocabulary import draft_vocabulary, token_counts
 from .errors import TrainError
-from .exported import load_first
-from .fit import TrainSummary, fit
-from .launch import launch
-from .loggers import require_packages
-from .run import RunDirectory, RunRecord, StoreRecord, run_settings
-from .spec import draft_spec
-from .vocabulary import draft_vocabulary, token_counts
+from .families.load import load_first
+from .families.spec import draft_spec
+from .loop.launch import launch
+from .loop.loggers import require_packages
+from .loop.run_directory import RunDirectory, RunRecord, StoreRecord, run_settings
+from .loop.trainer import TrainSummary, fit
 
 _log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ import jinja2
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .. import SpecxError
-from ..storage.schema import Array
+from ... import SpecxError
+from ...storage.schema import Array
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CUT = "\ue000specx\ue001"

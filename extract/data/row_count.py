@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..storage.schema import Array, Reject
-from .config import ExtractConfig
+from ...storage.schema import Array, Reject
+from ..config import ExtractConfig
+from ..target import Target
 from .samples import SampleReader
 from .sources import DataError, Source, find_sources, one_line
-from .target import Target
 
 _SOURCES_OPENED = 8
 """Of many files, the first rows of so many are looked at, and stand for the others."""

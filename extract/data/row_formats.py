@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..storage.schema import Array
+from ...storage.schema import Array
 from .sources import one_line
 
 _CONVERSATIONS = ("conversations", "messages")

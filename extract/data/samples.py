@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..storage.schema import Array, Origin, Reject
-from .chat import ChatRenderer, DateMissingError, NotRenderedError
-from .config import ExtractConfig
-from .shapes import Conversation, Recorded, RejectedRowError, RowShape, day, level
+from ...storage.schema import Array, Origin, Reject
+from ..config import ExtractConfig
+from ..target import Target
+from .chat_template import ChatRenderer, DateMissingError, NotRenderedError
+from .row_formats import Conversation, Recorded, RejectedRowError, RowShape, day, level
 from .sources import DataError, Row, find_sources, rows
-from .target import Target
 
 __all__ = ["DataError", "Sample", "SampleReader"]
 

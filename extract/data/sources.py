@@ -23,7 +23,7 @@ import datasets
 import fsspec  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 
-from .. import SpecxError
+from ... import SpecxError
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
 """Of the files that are read."""

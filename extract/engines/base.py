@@ -8,8 +8,8 @@ from typing import Protocol
 
 from ... import SpecxError
 from ...storage.schema import Reject
-from ..samples import Sample
-from ..sink import Outcome
+from ..data.samples import Sample
+from .sink import Outcome
 
 
 class EngineError(SpecxError):

@@ -9,9 +9,9 @@ from ...storage.schema import DatasetInfo
 from ...storage.store import FeatureStore
 from ...storage.writer import FeatureWriter
 from ..config import ExtractConfig
-from ..regenerate_config import RegenerateConfig
+from ..regenerate.config import RegenerateConfig
 from ..target import Target
-from . import Engine, EngineError
+from .base import Engine, EngineError
 
 # Read by Ray when it is imported and when it starts. Of a worker that was killed, the processes it had started
 # (vLLM's) must not live on with its GPU. That it ended is told once, by us: Ray's lines would go to stdout.
@@ -32,7 +32,7 @@ def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Eng
     if config.workers > 1 or config.ray_address is not None:
         return _many_engines(config, target, info)
     if config.engine == "vllm" or (config.engine == "auto" and torch.cuda.is_available()):
-        from .vllm import VllmEngine
+        from .vllm.engine import VllmEngine
 
         return VllmEngine(
             target,
@@ -43,7 +43,7 @@ def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Eng
             queue_bytes=config.queue_bytes,
             options=vllm_options(config),
         )
-    from .transformers import TransformersEngine
+    from .transformers_engine import TransformersEngine
 
     writer = FeatureWriter(FeatureStore.open(config.store), tokens_per_part=config.tokens_per_part)
     return TransformersEngine(target, info, writer, device=config.device, queue_bytes=config.queue_bytes)
@@ -53,7 +53,7 @@ def _many_engines(config: ExtractConfig, target: Target, info: DatasetInfo) -> E
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        from .ray import RayEngine
+        from .ray.engine import RayEngine
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..storage.schema import Array, DatasetInfo, SequenceFeatures
-from .samples import Sample
+from ...storage.schema import Array, DatasetInfo, SequenceFeatures
+from ..data.samples import Sample
 
 _LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Float32 logits held at once: what stays in a CPU's cache, and what a GPU spares beside the model."""

@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..storage.schema import Reject
-from ..storage.writer import FeatureWriter
+from ...storage.schema import Reject
+from ...storage.writer import FeatureWriter
+from ..data.samples import Sample
 from .outputs import NotFiniteError, Outputs
-from .samples import Sample
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from ...storage.schema import DatasetInfo, Reject
 from ...storage.writer import FeatureWriter
-from ..outputs import reduce_outputs
-from ..samples import Sample
-from ..sink import OnCpu, Outcome, Sink
+from ..data.samples import Sample
 from ..target import Target, TargetError
-from . import EngineError
+from .base import EngineError
+from .outputs import reduce_outputs
+from .sink import OnCpu, Outcome, Sink
 
 
 class TransformersEngine:

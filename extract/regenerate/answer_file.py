@@ -18,12 +18,12 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .. import SpecxError
-from ..storage.errors import StoreCorruptError
-from ..storage.files import TEMPORARY_PREFIX, disk_errors, fsync_directory, publish, temporary_name
-from ..storage.schema import Record, TargetIdentity, differences, parse_record
+from ... import SpecxError
+from ...storage.backends.durable import TEMPORARY_PREFIX, disk_errors, fsync_directory, publish, temporary_name
+from ...storage.errors import StoreCorruptError
+from ...storage.schema import Record, TargetIdentity, differences, parse_record
 from .answer_paths import pieces_directory
-from .engines.vllm_sampling import Answer
+from .sampler import Answer
 
 _METADATA_KEY = b"specx.regenerate"
 _LOCK_FILE = "lock"

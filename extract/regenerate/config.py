@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..run_file import RunConfig
-from .config import as_day
+from ...config import RunConfig
+from ..config import as_day
 
 Effort = Literal["low", "medium", "high"]
 

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from .answers import AnswerSettings
-from .regenerate_config import RegenerateConfig
-from .target import Target, TargetError, identify
+from ..target import Target, TargetError, identify
+from .answer_file import AnswerSettings
+from .config import RegenerateConfig
 
 
 def answer_settings(config: RegenerateConfig, target: Target, date: str) -> AnswerSettings:

@@ -13,18 +13,18 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..storage.files import disk_errors, temporary_name
-from ..storage.rejects import REJECT_SCHEMA
-from ..storage.schema import Reject
+from ...storage.backends.durable import disk_errors, temporary_name
+from ...storage.catalog.rejects import REJECT_SCHEMA
+from ...storage.schema import Reject
+from ..engines.factory import vllm_options
+from ..progress import Progressed, Reporter, reporter
+from ..target import Target, open_target
+from .answer_file import AnswerFile, AnswerSettings, read_settings
 from .answer_paths import pieces_directory, rejects_file
-from .answers import AnswerFile, AnswerSettings, read_settings
-from .engines.opening import vllm_options
-from .engines.vllm_sampling import Answer, Sampling, VllmSampler
-from .generation import answer_settings, stop_ids
-from .progress import Progressed, Reporter, reporter
+from .config import RegenerateConfig
+from .generation_config import answer_settings, stop_ids
 from .prompts import Prompt, PromptReader
-from .regenerate_config import RegenerateConfig
-from .target import Target, open_target
+from .sampler import Answer, Sampling, VllmSampler
 
 _log = logging.getLogger(__name__)
 

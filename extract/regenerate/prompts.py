@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ..run_file import ConfigError
-from ..storage.schema import Array, Reject
+from ...config import ConfigError
+from ...storage.schema import Array, Reject
+from ..data.chat_template import ChatRenderer, NotRenderedError
+from ..data.row_formats import Recorded, RejectedRowError, RowShape, day, level
+from ..data.sources import DataError, Row, Source, find_sources, rows
+from ..target import Target
 from .answer_paths import is_own
-from .chat import ChatRenderer, NotRenderedError
-from .regenerate_config import RegenerateConfig
-from .shapes import Recorded, RejectedRowError, RowShape, day, level
-from .sources import DataError, Row, Source, find_sources, rows
-from .target import Target
+from .config import RegenerateConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from ...storage.schema import Array
-from ..prompts import Prompt
+from ..engines.base import EngineError
+from ..engines.vllm.process import engine_errors, start_vllm
+from ..engines.vllm.worker import FollowingWorker
 from ..target import Target
-from . import EngineError
-from .vllm_process import engine_errors, start_vllm
+from .prompts import Prompt
 
 _IN_FLIGHT_BATCHES = 2
 """Prompts given to vLLM ahead of their turn, in units of what it runs at once."""
@@ -22,7 +23,7 @@ _IN_FLIGHT_BATCHES = 2
 _FINISHED = ("stop", "length")
 """How an answer may end; of the others vLLM has, none is an answer."""
 
-_WORKER = f"{__package__}.vllm_worker.FollowingWorker"
+_WORKER = f"{FollowingWorker.__module__}.{FollowingWorker.__qualname__}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

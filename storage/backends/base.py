@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from .errors import StoreError
+from ..errors import StoreError
 from .local import LocalPlace
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from .errors import StoreCorruptError, StoreError, StoreFullError
+from ..errors import StoreCorruptError, StoreError, StoreFullError
 
 TEMPORARY_PREFIX = ".tmp-"
 """Starts the name of every file and directory that is not yet published."""

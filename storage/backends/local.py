@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from .files import disk_errors, fsync_directory, fsync_tree, inside, make_directory, publish, temporary_name
+from .durable import disk_errors, fsync_directory, fsync_tree, inside, make_directory, publish, temporary_name
 
 
 class LocalPlace:

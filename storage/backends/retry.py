@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
-from .errors import StoreError
+from ..errors import StoreError
 
 _log = logging.getLogger(__name__)
 

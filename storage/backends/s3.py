@@ -25,10 +25,10 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
-from .cache import TreeCache
-from .errors import StoreCorruptError, StoreError
-from .files import disk_errors, require_inside
+from ..errors import StoreCorruptError, StoreError
+from .durable import disk_errors, require_inside
 from .retry import Retry
+from .tree_cache import TreeCache
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _THREADS = 8

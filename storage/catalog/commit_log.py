@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from .catalogue import Catalogue, catalogue_of, joined
-from .errors import StoreCorruptError, StoreError
+from ..backends.base import Place
+from ..errors import StoreCorruptError, StoreError
+from ..schema import CommitRecord
 from .index import CommitStamp, Indexed, drop_index, load_index, save_index
-from .place import Place
-from .schema import CommitRecord
+from .sequence_table import Catalogue, catalogue_of, joined
 
 COMMITS_DIRECTORY = "commits"
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .catalogue import Catalogue
-from .files import content_hash
-from .hashing import SEQUENCE_ID_BYTES
-from .place import Place
+from ..backends.base import Place
+from ..backends.durable import content_hash
+from .sequence_id import SEQUENCE_ID_BYTES
+from .sequence_table import Catalogue
 
 _log = logging.getLogger(__name__)
 

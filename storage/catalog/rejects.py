@@ -11,10 +11,10 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import StoreCorruptError
-from .files import content_hash
-from .schema import Reject
-from .store import REJECTS_DIRECTORY, FeatureStore
+from ..backends.durable import content_hash
+from ..errors import StoreCorruptError
+from ..schema import Reject
+from ..store import REJECTS_DIRECTORY, FeatureStore
 
 ROWS_PER_FILE = 4096
 

@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from .hashing import SEQUENCE_ID_BYTES
-from .schema import CommitRecord
+from ..schema import CommitRecord
+from .sequence_id import SEQUENCE_ID_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,11 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import StoreCorruptError, StoreError
-from .files import content_hash
-from .hashing import SEQUENCE_ID_BYTES, names_of
-from .schema import Array, Origin
-from .store import FeatureStore
+from ..backends.durable import content_hash
+from ..errors import StoreCorruptError, StoreError
+from ..schema import Array, Origin
+from ..store import FeatureStore
+from .sequence_id import SEQUENCE_ID_BYTES, names_of
 
 VIEWS_DIRECTORY = "views"
 

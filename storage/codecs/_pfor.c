@@ -1,4 +1,4 @@
-/* The fast twin of pfor_plain.py, for pfor.py, which says what it is for.
+/* The fast twin of pfor_numpy.py, for pfor.py, which says what it is for.
 
    A row of H values is a record: a byte that says how it is coded, then
      ZERO    nothing: all values are 0

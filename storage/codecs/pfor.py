@@ -19,8 +19,8 @@ try:
     from ._pfor import pack as _pack
     from ._pfor import unpack as _unpack
 except ImportError:
-    from .pfor_plain import pack as _pack
-    from .pfor_plain import unpack as _unpack
+    from .pfor_numpy import pack as _pack
+    from .pfor_numpy import unpack as _unpack
 
     logging.getLogger(__name__).warning(
         "specx was installed without a C compiler: stores of codec lossless are read and written far more slowly. "

@@ -6,8 +6,8 @@ Every chunk ends in its crc32c: blosc alone lets almost every flipped byte throu
 from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-from .codec_names import CodecName
-from .schema import ArraySpec
+from ..codec_names import CodecName
+from ..schema import ArraySpec
 from .zarr_codecs import Fp8Codec, Int8Codec, PforCodec
 
 # Hidden states shrink by 1.44 in blocks of this size, by 1.28 in those of the default size.

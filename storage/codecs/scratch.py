@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from .schema import Array
+from ..schema import Array
 
 _own = threading.local()
 

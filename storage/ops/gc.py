@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
-from .commits import COMMITS_DIRECTORY
-from .files import TEMPORARY_PREFIX
-from .store import PARTS_DIRECTORY, FeatureStore
+from ..backends.durable import TEMPORARY_PREFIX
+from ..catalog.commit_log import COMMITS_DIRECTORY
+from ..store import PARTS_DIRECTORY, FeatureStore
 
 
 @dataclass(kw_only=True, slots=True)

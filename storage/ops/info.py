@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from .hashing import find
-from .layout import METADATA_FILE
-from .rejects import count_rejects
-from .store import FeatureStore
-from .views import load_views, view_names
+from ..catalog.rejects import count_rejects
+from ..catalog.sequence_id import find
+from ..catalog.views import load_views, view_names
+from ..parts.array_metadata import METADATA_FILE
+from ..store import FeatureStore
 
 
 def summary(store: FeatureStore) -> dict[str, Any]:

@@ -7,14 +7,14 @@ is in the other store already is left out. Merging again adds what has come sinc
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import StoreError
-from .local import LocalPlace
-from .reader import FeatureReader, check_metadata, check_sizes
-from .rejects import RejectLog, read_rejects
-from .schema import CommitRecord, Origin
-from .store import FeatureStore
-from .views import copy_views
-from .writer import FeatureWriter
+from ..backends.local import LocalPlace
+from ..catalog.rejects import RejectLog, read_rejects
+from ..catalog.views import copy_views
+from ..errors import StoreError
+from ..reader import FeatureReader, check_metadata, check_sizes
+from ..schema import CommitRecord, Origin
+from ..store import FeatureStore
+from ..writer import FeatureWriter
 
 
 @dataclass(kw_only=True, slots=True)

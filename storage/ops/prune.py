@@ -7,13 +7,13 @@ nothing is run through the target. Interrupted, the same command goes on.
 import dataclasses
 from dataclasses import dataclass
 
-from .codec_names import CodecName
-from .errors import StoreError
+from ..codec_names import CodecName
+from ..errors import StoreError
+from ..reader import FeatureReader
+from ..schema import DatasetInfo, SequenceFeatures
+from ..store import FeatureStore
+from ..writer import FeatureWriter
 from .merge import copy_beside, copy_target, origins
-from .reader import FeatureReader
-from .schema import DatasetInfo, SequenceFeatures
-from .store import FeatureStore
-from .writer import FeatureWriter
 
 _LOSSY: tuple[CodecName, ...] = ("int8", "fp8")
 

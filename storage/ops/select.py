@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .catalogue import Catalogue
-from .errors import StoreError
-from .reader import FeatureReader
-from .schema import Origin
-from .store import FeatureStore
-from .views import View, ViewWriter, load_views, view_names
+from ..catalog.sequence_table import Catalogue
+from ..catalog.views import View, ViewWriter, load_views, view_names
+from ..errors import StoreError
+from ..reader import FeatureReader
+from ..schema import Origin
+from ..store import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

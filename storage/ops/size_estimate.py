@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .codec_names import CodecName
-from .hashing import SEQUENCE_ID_BYTES
-from .part import SEQUENCE_TABLE
-from .schema import ArraySpec, DatasetInfo, array_specs
+from ..catalog.sequence_id import SEQUENCE_ID_BYTES
+from ..codec_names import CodecName
+from ..parts.part_writer import SEQUENCE_TABLE
+from ..schema import ArraySpec, DatasetInfo, array_specs
 
 Integers = npt.NDArray[np.int64]
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from .commits import COMMITS_DIRECTORY, is_record
-from .errors import StoreCorruptError, StoreError
-from .files import file_hash, inside
-from .hashing import sequence_id
-from .index import INDEX_DIRECTORY, is_whole
-from .part import SEQUENCE_TABLE
-from .reader import PartReader, check_metadata, check_sizes
-from .rejects import check_rejects
-from .schema import CommitRecord
-from .store import PARTS_DIRECTORY, TARGET_DIRECTORY, FeatureStore
-from .views import check_views
+from ..backends.durable import file_hash, inside
+from ..catalog.commit_log import COMMITS_DIRECTORY, is_record
+from ..catalog.index import INDEX_DIRECTORY, is_whole
+from ..catalog.rejects import check_rejects
+from ..catalog.sequence_id import sequence_id
+from ..catalog.views import check_views
+from ..errors import StoreCorruptError, StoreError
+from ..parts.part_writer import SEQUENCE_TABLE
+from ..reader import PartReader, check_metadata, check_sizes
+from ..schema import CommitRecord
+from ..store import PARTS_DIRECTORY, TARGET_DIRECTORY, FeatureStore
 
 
 @dataclass(kw_only=True, slots=True)

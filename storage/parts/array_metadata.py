@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import StoreCorruptError
-from .quantization import OUTLIERS, LossyName
-from .schema import ArraySpec
+from ..codecs.quantization import OUTLIERS, LossyName
+from ..errors import StoreCorruptError
+from ..schema import ArraySpec
 
 METADATA_FILE = "zarr.json"
 

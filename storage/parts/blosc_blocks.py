@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numcodecs import blosc
 
-from .schema import Array
+from ..schema import Array
 
 _HEADER_BYTES = 16
 _FLAGS = 2

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from .codec_names import CodecName
-from .codecs import compressors, serializer, zstd
-from .files import file_hash
-from .hashing import SEQUENCE_ID_BYTES
-from .layout import METADATA_FILE
-from .quantization import LossyName, QuantizationError, decode, encode
-from .schema import (
+from ..backends.durable import file_hash
+from ..catalog.sequence_id import SEQUENCE_ID_BYTES
+from ..codec_names import CodecName
+from ..codecs.quantization import LossyName, QuantizationError, decode, encode
+from ..codecs.registry import compressors, serializer, zstd
+from ..schema import (
     FORMAT_VERSION,
     Array,
     ArraySpec,
@@ -27,7 +26,8 @@ from .schema import (
     StoredObject,
     array_specs,
 )
-from .shards import chunks_hash
+from .array_metadata import METADATA_FILE
+from .shard_reader import chunks_hash
 
 SEQUENCE_TABLE = ("seq_offsets", "seq_ids")
 """Arrays (S + 1,) int64 and (S, 16) uint8: where each sequence starts and what it is."""

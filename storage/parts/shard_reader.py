@@ -23,13 +23,13 @@ import xxhash
 from crc32c import crc32c
 from numcodecs import blosc
 
-from .blosc_part import decompress_part
-from .errors import StoreCorruptError
-from .layout import read_layout
-from .pfor import unpack
-from .quantization import LossyName, decode, encoded_bytes
-from .schema import Array, ArraySpec
-from .scratch import scratch
+from ..codecs.pfor import unpack
+from ..codecs.quantization import LossyName, decode, encoded_bytes
+from ..codecs.scratch import scratch
+from ..errors import StoreCorruptError
+from ..schema import Array, ArraySpec
+from .array_metadata import read_layout
+from .blosc_blocks import decompress_part
 
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16

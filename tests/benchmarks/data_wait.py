@@ -117,7 +117,7 @@ def in_process(work: Any, *arguments: Any) -> Any:
 
 def foretell(values: dict[str, Any], results: Any) -> None:
     from specx.train.config import TrainConfig
-    from specx.train.forecast import forecast
+    from specx.train.dry_run import forecast
 
     results.send(forecast(TrainConfig.model_validate(values)))
 

@@ -83,9 +83,9 @@ def plain_prefill(target: Path, count: int, workspace: Path) -> dict[str, float]
 def extract(engine_name: str, target: Path, count: int, workspace: Path) -> dict[str, float]:
     """Time an engine until its store is committed."""
     from specx.extract.config import ExtractConfig
-    from specx.extract.engines.opening import open_engine
+    from specx.extract.data.samples import Sample
+    from specx.extract.engines.factory import open_engine
     from specx.extract.pipeline import dataset_info
-    from specx.extract.samples import Sample
     from specx.extract.target import open_target
     from specx.storage.schema import Origin
     from specx.storage.store import FeatureStore

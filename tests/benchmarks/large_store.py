@@ -69,8 +69,8 @@ def open_and_read(path: Path) -> dict[str, float]:
     # torch is no part of opening, nor of what is timed.
     from specx.storage.reader import FeatureReader
     from specx.train.config import TrainConfig
-    from specx.train.corpus import Corpus
-    from specx.train.data import FeatureData
+    from specx.train.data.corpus import Corpus
+    from specx.train.data.datamodule import FeatureData
 
     started = time.perf_counter() - opened
     corpus = Corpus([FeatureReader(store)], (1, 2, 3))

@@ -31,13 +31,13 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import eager
 
-from specx.train.batch import Batch
-from specx.train.draft import Draft
-from specx.train.labels import Vocabulary
-from specx.train.objective import Objective, evaluate, step_weights, supervised_anchors
-from specx.train.rows import computed_rows
-from specx.train.spec import DraftSpec
-from specx.train.unroll import unroll
+from specx.train.data.batch import Batch
+from specx.train.families.eagle3.draft import Draft
+from specx.train.families.eagle3.objective import Objective, evaluate, step_weights, supervised_anchors
+from specx.train.families.eagle3.unroll import unroll
+from specx.train.families.spec import DraftSpec
+from specx.train.layers.computed_rows import computed_rows
+from specx.train.loss.target_distribution import Vocabulary
 
 THREADS = 2
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM = 256, 1024, 8, 2, 64

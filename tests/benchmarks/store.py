@@ -58,8 +58,8 @@ def new_store(path: Path, codec: str) -> Any:
 
 def write_store(workspace: Path, count: int, codec: str) -> dict[str, float]:
     """Write a store; return its size, error, processor seconds beyond making the values, and peak memory."""
+    from specx.storage.ops.info import summary
     from specx.storage.schema import Origin
-    from specx.storage.summary import summary
     from specx.storage.writer import FeatureWriter
 
     store = new_store(workspace / codec, codec)
@@ -139,9 +139,9 @@ def read_store(workspace: Path, count: int, codec: str) -> float:
     """Read a store in random order; return seconds."""
     from specx.storage.reader import FeatureReader
     from specx.storage.store import FeatureStore
-    from specx.train.buffers import Buffers
-    from specx.train.corpus import Corpus
-    from specx.train.loader import BatchLoader
+    from specx.train.data.corpus import Corpus
+    from specx.train.data.pinned_buffers import Buffers
+    from specx.train.data.prefetch import BatchLoader
 
     store = FeatureStore.open(workspace / codec)
     corpus = Corpus([FeatureReader(store)], store.info.boundaries)

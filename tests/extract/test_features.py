@@ -27,8 +27,8 @@ from transformers import (
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import ExtractSummary, run
 from specx.extract.target import TargetError
+from specx.storage.catalog.rejects import read_rejects
 from specx.storage.reader import FeatureReader
-from specx.storage.rejects import read_rejects
 from specx.storage.schema import Array, SequenceFeatures
 from specx.storage.store import FeatureStore
 

@@ -13,8 +13,8 @@ import pytest
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run
+from specx.storage.ops.verify import verify
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 from specx.tests.command import CONTEXT
 
 KILLS = int(os.environ.get("SPECX_EXTRACT_KILLS", "8"))

@@ -15,14 +15,14 @@ import pytest
 
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
-from specx.extract.counting import Count, count
+from specx.extract.data.row_count import Count, count
+from specx.extract.data.samples import DataError, Sample, SampleReader
 from specx.extract.plan import PlanConfig, PlanError, RunEstimate, expect, free_space, plan, require_room
-from specx.extract.samples import DataError, Sample, SampleReader
 from specx.extract.target import TargetError, open_target
+from specx.storage.ops.info import summary
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import Origin
 from specx.storage.store import FeatureStore
-from specx.storage.summary import summary
 from specx.storage.writer import FeatureWriter
 
 from ..program import SPECX

@@ -12,15 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from specx import SpecxError
-from specx.extract.target import (
-    Target,
-    TargetError,
-    copy_into,
-    identify,
-    open_target,
-    read_head,
-    resolve_boundaries,
-)
+from specx.extract.target import Target, TargetError, copy_into, identify, open_target, read_head, resolve_boundaries
 from specx.storage.schema import DatasetInfo
 from specx.storage.store import FeatureStore
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import xxhash
 
-from specx.train.batch import read_batch
-from specx.train.config import TrainConfig
-from specx.train.data import FeatureData
-from specx.train.pipeline import open_corpus, run, store_records
-from specx.train.spec import draft_spec
 from specx.storage.store import FeatureStore
+from specx.train.config import TrainConfig
+from specx.train.data.batch import read_batch
+from specx.train.data.datamodule import FeatureData
+from specx.train.families.spec import draft_spec
+from specx.train.pipeline import open_corpus, run, store_records
 
 ARCHIVE = Path(__file__).parent / "golden.tar.xz"
 CURVES = Path(__file__).parent / "curves.json"

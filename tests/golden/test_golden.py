@@ -12,11 +12,11 @@ import pytest
 import torch
 import xxhash
 
+from specx.storage.ops.verify import require_sound, verify
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.storage.verify import require_sound, verify
-from specx.train.exported import load_draft
-from specx.train.export import export
+from specx.train.export.write import export
+from specx.train.families.load import load_draft
 
 from ..conftest import MadeOnce
 from .golden import CODECS, CURVES, RUNS, batches, curve, processor, train, unpack

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specx.storage.hashing import sequence_id
+from specx.storage.catalog.sequence_id import sequence_id
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import DatasetInfo, Origin, SequenceFeatures, TargetIdentity
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 from specx.storage.writer import FeatureWriter
 
 INFO = DatasetInfo(

@@ -5,8 +5,8 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
-from specx.storage.retry import Retry
-from specx.storage.s3 import S3Place
+from specx.storage.backends.retry import Retry
+from specx.storage.backends.s3 import S3Place
 
 QUICK = Retry(pause_s=0.001)
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from specx.storage.catalog.rejects import RejectLog, read_rejects
+from specx.storage.catalog.sequence_id import sequence_id
+from specx.storage.catalog.views import ViewWriter, load_views
 from specx.storage.errors import StoreError
-from specx.storage.hashing import sequence_id
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
-from specx.storage.rejects import RejectLog, read_rejects
 from specx.storage.schema import DatasetInfo, Origin, Reject, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
-from specx.storage.views import ViewWriter, load_views
 from specx.storage.writer import FeatureWriter
 
 Damage = Callable[[Path, random.Random], str]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from specx.storage.hashing import sequence_id
+from specx.storage.catalog.sequence_id import sequence_id
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import DatasetInfo, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.storage.catalog.sequence_id import sequence_id
 from specx.storage.errors import StoreCorruptError, StoreError, StoreMismatchError
-from specx.storage.hashing import sequence_id
 from specx.storage.schema import FORMAT_VERSION, CommitRecord, DatasetInfo, Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import specx.storage
-from specx.storage.hashing import sequence_id
+from specx.storage.catalog.sequence_id import sequence_id
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import DatasetInfo, Origin, Reject, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 from specx.storage.writer import FeatureWriter
 
 Fill = Callable[..., FeatureStore]

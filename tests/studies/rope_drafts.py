@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from specx.storage.store import TARGET_DIRECTORY, FeatureStore
-from specx.train.angles import frequencies
 from specx.train.config import TrainConfig
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.estimate import EstimateSummary
 from specx.train.evaluate.pipeline import run as evaluate
-from specx.train.export import export
+from specx.train.export.write import export
 from specx.train.pipeline import run as train
+from specx.train.rope.frequencies import frequencies
 
 TARGET_ROPE = "yarn"
 DISTANCES = (16, 64, 256, 1024, 4096, 16384, 65536)

@@ -14,9 +14,9 @@ from specx.extract.pipeline import run as extract
 from specx.train.config import TrainConfig
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.estimate import estimate
-from specx.train.export import export
+from specx.train.export.rope_check import check_rope
+from specx.train.export.write import export
 from specx.train.pipeline import run as train
-from specx.train.rope_check import check_rope
 
 from .rope import QUICK, require_same, verifications
 from .rope_drafts import SERVED, Job, correlations, drafts, measure, rope_blocks, store_with_rope

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from specx.train.batch import PADDING, Batch
-from specx.train.draft import Draft
-from specx.train.labels import Vocabulary
-from specx.train.spec import DraftSpec
+from specx.train.data.batch import PADDING, Batch
+from specx.train.families.eagle3.draft import Draft
+from specx.train.families.spec import DraftSpec
+from specx.train.loss.target_distribution import Vocabulary
 
 YARN = {
     "rope_type": "yarn",

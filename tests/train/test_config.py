@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from specx.run_file import ConfigError, load_config
+from specx.config import ConfigError, load_config
 from specx.train.config import TrainConfig
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from specx.train.checkpoint import load_checkpoint
 from specx.train.config import TrainConfig
+from specx.train.dry_run import forecast
 from specx.train.errors import TrainError
-from specx.train.forecast import forecast
+from specx.train.loop.checkpoint import load_checkpoint
 
 STEPS = 2
 

@@ -15,7 +15,7 @@ import pytest
 from specx.storage.store import FeatureStore
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
-from specx.train.export import export
+from specx.train.export.write import export
 from specx.train.pipeline import run
 
 from ..program import SPECX

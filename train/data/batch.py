@@ -13,11 +13,11 @@ from typing import Self
 import numpy as np
 import torch
 
-from ..storage.reader import Read
-from ..storage.schema import Array
-from .buffers import Buffers
+from ...storage.reader import Read
+from ...storage.schema import Array
 from .corpus import Corpus
 from .packing import BatchPlan
+from .pinned_buffers import Buffers
 
 PADDING = -1
 """Document number of tokens that belong to none."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..storage.reader import FeatureReader, Read
-from ..storage.schema import Array, DatasetInfo
-from ..storage.store import FeatureStore
-from .errors import TrainError
+from ...storage.reader import FeatureReader, Read
+from ...storage.schema import Array, DatasetInfo
+from ...storage.store import FeatureStore
+from ..errors import TrainError
 
 
 class Corpus:

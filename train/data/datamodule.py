@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 
-from ..storage.hashing import unit_interval
-from .buffers import Buffers
-from .config import TrainConfig
+from ...storage.catalog.sequence_id import unit_interval
+from ..config import TrainConfig
+from ..errors import TrainError
 from .corpus import Corpus
-from .errors import TrainError
-from .loader import BatchLoader, Window
 from .packing import BatchPlan, BatchShape, batch_shape, drawn, of_rank, of_rank_filled, plan_epoch, shuffled
+from .pinned_buffers import Buffers
+from .prefetch import BatchLoader, Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

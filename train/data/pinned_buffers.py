@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..storage.schema import Array
+from ...storage.schema import Array
 
 _Free = deque[tuple[Array, torch.cuda.Event | None]]
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..families.eagle3.objective import count_labels
 from .batch import Batch, read_batch
-from .buffers import Buffers
 from .corpus import Corpus
-from .objective import count_labels
 from .packing import BatchPlan
+from .pinned_buffers import Buffers
 
 _READY_BATCHES = 2
 BATCHES_IN_MEMORY = _READY_BATCHES + 2

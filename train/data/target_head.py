@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..storage.errors import StoreCorruptError
-from ..storage.store import TARGET_DIRECTORY, FeatureStore
+from ...storage.errors import StoreCorruptError
+from ...storage.store import TARGET_DIRECTORY, FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

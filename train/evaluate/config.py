@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ...run_file import RunConfig
+from ...config import RunConfig
 
 EngineName = Literal["vllm", "transformers", "server"]
 

@@ -19,22 +19,22 @@ import torch
 
 from ...storage.reader import FeatureReader
 from ...storage.store import FeatureStore
-from ..batch import PADDING, Batch, read_batch
-from ..corpus import Corpus
-from ..eagle1 import Eagle1Draft
+from ..data.batch import PADDING, Batch, read_batch
+from ..data.corpus import Corpus
+from ..data.packing import BatchPlan, batch_shape, plan_epoch
+from ..data.target_head import read_head
 from ..errors import TrainError
-from ..exported import load_draft
-from ..head import read_head
-from ..joint_loss import Comparison, StepResults, joint_loss
-from ..labels import Vocabulary
-from ..objective import supervised_anchors
-from ..packing import BatchPlan, batch_shape, plan_epoch
-from ..rows import computed_rows
-from ..unroll import unroll
+from ..families.eagle1.draft import Eagle1Draft
+from ..families.eagle3.objective import supervised_anchors
+from ..families.eagle3.unroll import unroll
+from ..families.load import load_draft
+from ..layers.computed_rows import computed_rows
+from ..loss.chunked_loss import Comparison, StepResults, joint_loss
+from ..loss.target_distribution import Vocabulary
 from .config import EvaluateConfig
-from .generation import Tally, tally_of
+from .generations import Tally, tally_of
 from .prompts import chosen_sequences
-from .result import by_context
+from .summary import by_context
 
 _BATCH_TOKENS = 8192
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 import xxhash
 
-from ..contract import CONFIG_FILE, WEIGHTS_FILE
 from ..errors import TrainError
-from ..forms import is_draft as is_of_draft
-from .chat import ChatTemplate
+from ..families.checkpoint import is_draft as is_of_draft
+from ..families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from .chat_template import ChatTemplate
 from .config import EvaluateConfig
+from .engines.base import DecodingTask, Engine
 from .estimate import EstimateSummary, estimate
 from .prompts import Prompt, read_prompts
-from .record import Record
-from .result import Compared, EvaluateSummary, summarise
-from .task import DecodingTask, Engine
+from .results_file import Record
+from .summary import Compared, EvaluateSummary, summarise
 
 _log = logging.getLogger(__name__)
 
@@ -98,14 +98,14 @@ def measure(config: EvaluateConfig, task: DecodingTask, record: Record) -> None:
 
 def _open_engine(config: EvaluateConfig, task: DecodingTask, *, is_drafted: bool) -> AbstractContextManager[Engine]:
     if config.engine == "vllm":
-        from . import vllm
+        from .engines import vllm_engine as vllm
 
         return vllm.open_engine(task, is_drafted=is_drafted)
     if config.engine == "transformers":
-        from . import chain
+        from .engines import transformers_engine as chain
 
         return chain.open_engine(task, is_drafted=is_drafted)
-    from . import server
+    from .engines import http_engine as server
 
     url = config.url if is_drafted else config.baseline_url
     assert url is not None

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...storage.hashing import unit_interval
+from ...storage.catalog.sequence_id import unit_interval
 from ...storage.reader import FeatureReader
 from ...storage.store import FeatureStore
 from ..errors import TrainError
-from .chat import ChatTemplate, Message
+from .chat_template import ChatTemplate, Message
 from .config import EvaluateConfig
 
 _NAMES = ("question_id", "id", "uuid", "primary_id")

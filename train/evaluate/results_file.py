@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...storage.files import disk_errors, make_directory, temporary_name
+from ...storage.backends.durable import disk_errors, make_directory, temporary_name
 from ..errors import TrainError
-from .generation import Generation, Pass, Tally, tally_of
+from .generations import Generation, Pass, Tally, tally_of
 from .prompts import Prompt
 
 REQUESTS_FILE = "requests.parquet"

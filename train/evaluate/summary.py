@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .generation import Generation, Pass, Tally, tally_of
+from .generations import Generation, Pass, Tally, tally_of
 
 CONTEXT_EDGES = (0, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 """Buckets of the context length at a verification, in tokens."""

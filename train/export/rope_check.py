@@ -14,14 +14,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
-from .angles import Angles
-from .architectures import architecture_of
-from .contract import CONFIG_FILE, layer_config
-from .errors import TrainError
-from .forms import EAGLE1_ARCHITECTURES, ENGINES, Engine
-from .rope import RotaryEmbedding, draft_rope
-from .served_rope import served_angles
-from .spec import load_spec
+from ..errors import TrainError
+from ..families.checkpoint import EAGLE1_ARCHITECTURES, ENGINES, Engine
+from ..families.eagle3.checkpoint import CONFIG_FILE, layer_config
+from ..families.spec import load_spec
+from ..families.targets import architecture_of
+from ..rope.frequencies import Angles
+from ..rope.rotary import RotaryEmbedding, draft_rope
+from ..rope.served import served_angles
 
 POSITIONS = (128, 1024, 4096, 16384, 131071)
 """Where angles are compared, as far as the target goes; its last position is added."""

@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .contract import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
-from .errors import ExportError
-from .forms import Form, form_config, needs_bias, tensor_shapes, written_name
-from .rope import RotaryEmbedding
-from .spec import DraftSpec
+from ..errors import ExportError
+from ..families.checkpoint import Form, form_config, needs_bias, tensor_shapes, written_name
+from ..families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
+from ..families.spec import DraftSpec
+from ..rope.rotary import RotaryEmbedding
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -11,15 +11,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..storage.files import disk_errors, fsync_tree, temporary_name
-from .check import TrainedDraft, check_draft
-from .checkpoint import load_checkpoint
-from .contract import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
-from .errors import ExportError
-from .forms import ENGINES, Engine, Form, Format, form_config, needs_bias, require_servable, tensor_shapes, written_name
-from .run import RunDirectory
-from .spec import DraftSpec
-from .vocabulary import membership, offsets
+from ...storage.backends.durable import disk_errors, fsync_tree, temporary_name
+from ..data.draft_vocabulary import membership, offsets
+from ..errors import ExportError
+from ..families.checkpoint import (
+    ENGINES,
+    Engine,
+    Form,
+    Format,
+    form_config,
+    needs_bias,
+    require_servable,
+    tensor_shapes,
+    written_name,
+)
+from ..families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
+from ..families.spec import DraftSpec
+from ..loop.checkpoint import load_checkpoint
+from ..loop.run_directory import RunDirectory
+from .verify import TrainedDraft, check_draft
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .contract import ARCHITECTURE, engine_config, layer_config, vocabulary_shapes, weight_shapes
-from .errors import ExportError
+from ..errors import ExportError
+from .eagle3.checkpoint import ARCHITECTURE, engine_config, layer_config, vocabulary_shapes, weight_shapes
 from .spec import DraftSpec
 
 Format = Literal["eagle3", "speculators"]

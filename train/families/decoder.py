@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ..draft import Draft
-from ..exported import ExportedDraft
+from .eagle3.draft import Draft
+from .load import ExportedDraft
 
 
 class DraftDecoder:

@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .contract import CONFIG_FILE, WEIGHTS_FILE, weight_shapes
-from .draft import Draft
-from .eagle1 import Eagle1Draft
-from .errors import TrainError
-from .forms import spec_of, trained_name
-from .head import TargetHead
+from ..data.target_head import TargetHead
+from ..errors import TrainError
+from .checkpoint import spec_of, trained_name
+from .eagle1.draft import Eagle1Draft
+from .eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE, weight_shapes
+from .eagle3.draft import Draft
 from .spec import DraftSpec
 
 AnyDraft = Draft | Eagle1Draft

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ..storage.schema import Record
-from .architectures import Architecture, architecture_of
-from .config import TrainConfig
-from .errors import TrainError
-from .rope import draft_rope
+from ...storage.schema import Record
+from ..config import TrainConfig
+from ..errors import TrainError
+from ..rope.rotary import draft_rope
+from .targets import Architecture, architecture_of
 
 
 class DraftSpec(Record):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import TrainError
+from ..errors import TrainError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

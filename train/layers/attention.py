@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .rows import Rows
+from .computed_rows import Rows
 
 _TILE_ROWS = 128
 """At most: a causal tile computes half a square of so many scores in vain."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .batch import PADDING, Batch
+from ..data.batch import PADDING, Batch
 
 _CLOSED_GAP = 32
 """Unsupervised anchors between two runs that are computed too: less work than another call of the kernel."""

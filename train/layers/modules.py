@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .rope import rotate
-from .spec import DraftSpec
+from ..families.spec import DraftSpec
+from ..rope.rotary import rotate
 
 
 class RMSNorm(nn.RMSNorm):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .products import product
+from .linear import product
 
 _CPU_BLOCK = 1 << 18
 """Elements of a block of rows, of which a CPU's cache holds several."""

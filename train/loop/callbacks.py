@@ -11,11 +11,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ..config import TrainConfig
+from ..errors import NotFiniteError
 from .checkpoint import save_checkpoint
-from .config import TrainConfig
-from .errors import NotFiniteError
 from .module import DraftModule
-from .run import RunDirectory
+from .run_directory import RunDirectory
 
 _LINE_EVERY_S = 10.0
 

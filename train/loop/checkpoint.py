@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from .errors import TrainError
+from ..errors import TrainError
 
 
 def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool = False) -> None:

@@ -22,10 +22,10 @@ from pkgutil import resolve_name
 from types import FrameType
 from typing import Any, Literal
 
-from .. import SpecxError
-from ..startup import without_collector, without_text_metrics
-from .config import TrainConfig
-from .errors import TrainError
+from ... import SpecxError
+from ...startup import without_collector, without_text_metrics
+from ..config import TrainConfig
+from ..errors import TrainError
 
 _LOOK_EVERY_S = 0.2
 _REASONS_WITHIN_S = 2.0

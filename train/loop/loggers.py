@@ -4,9 +4,9 @@ import importlib.util
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from .config import TrainConfig
-from .errors import TrainError
-from .run import RunDirectory
+from ..config import TrainConfig
+from ..errors import TrainError
+from .run_directory import RunDirectory
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 

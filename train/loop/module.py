@@ -13,17 +13,25 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from .batch import PADDING, Batch
+from ..config import TrainConfig
+from ..data.batch import PADDING, Batch
+from ..data.datamodule import FeatureData
+from ..data.feature_noise import with_uniform_noise
+from ..errors import NotFiniteError
+from ..families.eagle1.draft import Eagle1Draft, evaluate_eagle1
+from ..families.eagle3.objective import (
+    Objective,
+    StepCounts,
+    evaluate,
+    metrics,
+    normalised_weights,
+    step_weights,
+    total_loss,
+)
+from ..families.load import new_draft
+from ..families.spec import DraftSpec
+from ..loss.target_distribution import Vocabulary
 from .checkpoint import rewind
-from .config import TrainConfig
-from .data import FeatureData
-from .eagle1 import Eagle1Draft, evaluate_eagle1
-from .errors import NotFiniteError
-from .exported import new_draft
-from .labels import Vocabulary
-from .noise import with_uniform_noise
-from .objective import Objective, StepCounts, evaluate, metrics, normalised_weights, step_weights, total_loss
-from .spec import DraftSpec
 
 
 class DraftModule(LightningModule):

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..storage.reader import Read
-from ..storage.schema import Array
-from .corpus import Corpus
-from .data import FeatureData
-from .errors import NotFiniteError, TrainError
-from .packing import BatchPlan
-from .run import RunDirectory
+from ...storage.reader import Read
+from ...storage.schema import Array
+from ..data.corpus import Corpus
+from ..data.datamodule import FeatureData
+from ..data.packing import BatchPlan
+from ..errors import NotFiniteError, TrainError
+from .run_directory import RunDirectory
 
 
 def explain(error: NotFiniteError, data: FeatureData, directory: RunDirectory) -> TrainError:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..storage.files import temporary_name
-from ..storage.schema import Record
-from .config import TrainConfig
-from .errors import TrainError
-from .spec import DraftSpec, load_spec, save_spec
+from ...storage.backends.durable import temporary_name
+from ...storage.schema import Record
+from ..config import TrainConfig
+from ..errors import TrainError
+from ..families.spec import DraftSpec, load_spec, save_spec
 
 
 class StoreRecord(Record):

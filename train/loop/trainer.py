@@ -13,20 +13,20 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 
+from ..config import TrainConfig
+from ..data.corpus import Corpus
+from ..data.datamodule import FeatureData
+from ..data.draft_vocabulary import membership, offsets
+from ..data.target_head import read_head
+from ..errors import NotFiniteError
+from ..families.load import load_first, set_first_weights
+from ..loss.target_distribution import Vocabulary
 from .callbacks import Checkpoints, ProgressLines
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import TrainConfig
-from .corpus import Corpus
-from .data import FeatureData
-from .errors import NotFiniteError
-from .exported import load_first, set_first_weights
-from .finite import explain
-from .head import read_head
-from .labels import Vocabulary
 from .loggers import make_loggers
 from .module import DraftModule
-from .run import RunDirectory
-from .vocabulary import membership, offsets
+from .nonfinite import explain
+from .run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
 # They set their own level when imported, and advertise below this one.

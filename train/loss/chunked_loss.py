@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from .batch import Batch
-from .labels import Labels, Vocabulary, labels
-from .losses import LossName, row_losses
-from .products import product
-from .rows import Rows
+from ..data.batch import Batch
+from ..layers.computed_rows import Rows
+from ..layers.linear import product
+from .divergences import LossName, row_losses
+from .target_distribution import Labels, Vocabulary, labels
 
 _CPU_ROWS, _GPU_ROWS = 512, 4096
 """Rows of a chunk: few enough for a CPU's cache, enough that what a chunk adds to the head's gradient is worth the

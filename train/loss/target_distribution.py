@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .batch import Batch
-from .products import product
+from ..data.batch import Batch
+from ..layers.linear import product
 
 IMPOSSIBLE = -1e30
 """Log-probability of what cannot be; its exponential is 0, and a difference of two is finite."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .angles import ROPE_TYPES, concentration, frequencies, mscale
-from .architectures import Architecture
-from .errors import TrainError
+from ..errors import TrainError
+from ..families.targets import Architecture
+from .frequencies import ROPE_TYPES, concentration, frequencies, mscale
 
 
 def draft_rope(rope: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, Any]:

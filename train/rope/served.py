@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from .angles import Angles, concentration, frequencies, mscale
-from .forms import Engine
+from ..families.checkpoint import Engine
+from .frequencies import Angles, concentration, frequencies, mscale
 
 
 def served_angles(config: LlamaConfig, engine: Engine) -> Angles:

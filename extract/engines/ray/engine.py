@@ -16,16 +16,16 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ... import SpecxError
-from ...storage.hashing import sequence_id
-from ...storage.schema import CommitRecord, DatasetInfo, Reject
-from ...storage.store import FeatureStore
-from ..config import ExtractConfig
-from ..samples import Sample
+from .... import SpecxError
+from ....storage.catalog.sequence_id import sequence_id
+from ....storage.schema import CommitRecord, DatasetInfo, Reject
+from ....storage.store import FeatureStore
+from ...config import ExtractConfig
+from ...data.samples import Sample
+from ...target import Target
+from ..base import EngineDiedError, EngineError
 from ..sink import Outcome
-from ..target import Target
-from . import EngineDiedError, EngineError
-from .ray_worker import connect
+from .worker import connect
 
 _log = logging.getLogger(__name__)
 

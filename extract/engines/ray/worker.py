@@ -16,15 +16,15 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from ... import SpecxError
-from ...storage.schema import DatasetInfo, Reject
-from ...storage.store import FeatureStore
-from ..config import ExtractConfig
-from ..samples import Sample
+from .... import SpecxError
+from ....storage.schema import DatasetInfo, Reject
+from ....storage.store import FeatureStore
+from ...config import ExtractConfig
+from ...data.samples import Sample
+from ...target import Target, open_target
+from ..base import Engine, EngineError
+from ..factory import open_engine
 from ..sink import Outcome
-from ..target import Target, open_target
-from . import Engine, EngineError
-from .opening import open_engine
 
 _CONNECT_WITHIN_S = 10.0
 

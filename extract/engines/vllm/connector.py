@@ -32,13 +32,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 from vllm.v1.kv_cache_interface import HiddenStateCacheSpec, KVCacheConfig, UniformTypeKVCacheSpecs
 
-from ... import SpecxError
-from ...storage.hashing import sequence_id
-from ...storage.schema import DatasetInfo, Origin, Reject
-from ...storage.store import FeatureStore
-from ...storage.writer import FeatureWriter
+from .... import SpecxError
+from ....storage.catalog.sequence_id import sequence_id
+from ....storage.schema import DatasetInfo, Origin, Reject
+from ....storage.store import FeatureStore
+from ....storage.writer import FeatureWriter
+from ...data.samples import Sample
 from ..outputs import Outputs, reduce_outputs
-from ..samples import Sample
 from ..sink import Sink
 
 REQUEST_KEY = "specx"

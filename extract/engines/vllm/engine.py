@@ -2,7 +2,7 @@
 
 vLLM computes a prompt's hidden states as it prefills it; one more token is asked
 for, as a request must have one. The store is written where the hidden states are,
-by ``vllm_connector``; here requests are made and counts come back.
+by ``connector``; here requests are made and counts come back.
 """
 
 import contextlib
@@ -10,20 +10,20 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ...storage.hashing import sequence_id
-from ...storage.schema import DatasetInfo, Reject
-from ..samples import Sample
+from ....storage.catalog.sequence_id import sequence_id
+from ....storage.schema import DatasetInfo, Reject
+from ...data.samples import Sample
+from ...target import Target
+from ..base import EngineError
 from ..sink import Outcome
-from ..target import Target
-from . import EngineError
-from .vllm_process import engine_errors, start_vllm
+from .process import engine_errors, start_vllm
 
 _IN_FLIGHT_BATCHES = 3
 """Requests given to vLLM ahead of their turn, in units of what it runs at once."""
 
 _ASK_EVERY_S = 1.0
 
-_CONNECTOR = f"{__package__}.vllm_connector"
+_CONNECTOR = f"{__package__}.connector"
 
 
 class VllmEngine:

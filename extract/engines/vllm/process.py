@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..target import Target
-from . import EngineDiedError, EngineError
+from ...target import Target
+from ..base import EngineDiedError, EngineError
 
 _log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ import step
 import store
 from serve import BATCH_SEQUENCES, MAX_LENGTH, Candidate, serve
 
+from specx.storage.ops.info import summary
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.summary import summary
 from specx.storage.writer import FeatureWriter
-from specx.train.buffers import Buffers
-from specx.train.corpus import Corpus
-from specx.train.loader import BatchLoader
-from specx.train.packing import batch_shape, plan_epoch, shuffled
+from specx.train.data.corpus import Corpus
+from specx.train.data.packing import batch_shape, plan_epoch, shuffled
+from specx.train.data.pinned_buffers import Buffers
+from specx.train.data.prefetch import BatchLoader
 
 
 class Epochs:

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specx import SpecxError
-from specx.extract.chat import ChatRenderer, DateMissingError, NotRenderedError
+from specx.extract.data.chat_template import ChatRenderer, DateMissingError, NotRenderedError
 
 # In the tiny target's vocabulary <|return|> ends a generation. Reasoning in tags, a line feed behind each turn.
 PLAIN = """

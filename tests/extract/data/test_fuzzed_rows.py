@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specx.extract.config import ExtractConfig
-from specx.extract.samples import Sample, SampleReader
-from specx.extract.shapes import Reason
-from specx.extract.sources import Row
+from specx.extract.data.row_formats import Reason
+from specx.extract.data.samples import Sample, SampleReader
+from specx.extract.data.sources import Row
 from specx.extract.target import open_target
 from specx.storage.schema import Reject
 

@@ -21,9 +21,9 @@ import tiktoken_ext.openai_public
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from specx.extract.chat import ChatRenderer
 from specx.extract.config import ExtractConfig
-from specx.extract.samples import Sample, SampleReader
+from specx.extract.data.chat_template import ChatRenderer
+from specx.extract.data.samples import Sample, SampleReader
 from specx.extract.target import Target
 
 VOCABULARY = "o200k_base.tiktoken"

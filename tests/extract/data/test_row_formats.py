@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from specx.extract.config import ExtractConfig
-from specx.extract.samples import DataError, Sample, SampleReader
-from specx.extract.shapes import Reason
+from specx.extract.data.row_formats import Reason
+from specx.extract.data.samples import DataError, Sample, SampleReader
 from specx.extract.target import open_target
 from specx.storage.schema import Reject
 
@@ -273,5 +273,5 @@ def test_options_of_the_command_reach_the_reader(specx: Any, target: Path, tmp_p
 
 
 def test_every_reason_is_explained_to_users() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \| (?:is|has) ", page, re.MULTILINE)) == set(get_args(Reason))

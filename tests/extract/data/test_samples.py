@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
+from specx.extract.data.samples import DataError, Sample, SampleReader
 from specx.extract.pipeline import run
-from specx.extract.samples import DataError, Sample, SampleReader
 from specx.extract.target import open_target
-from specx.storage.rejects import read_rejects
+from specx.storage.catalog.rejects import read_rejects
 from specx.storage.schema import Reject
 from specx.storage.store import FeatureStore
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from specx.extract.sources import DataError, Row, find_sources, rows
+from specx.extract.data.sources import DataError, Row, find_sources, rows
 
 Columns = Mapping[str, Any]
 

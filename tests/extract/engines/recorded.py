@@ -35,13 +35,13 @@ from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
-from specx.extract.engines import Engine
-from specx.extract.engines.opening import open_engine
-from specx.extract.engines.vllm_connector import Extractor, FeatureWorker, FinishedRequest
-from specx.extract.samples import Sample
-from specx.extract.sink import OnCpu, Outcome, Ready, Sink
+from specx.extract.data.samples import Sample
+from specx.extract.engines.base import Engine
+from specx.extract.engines.factory import open_engine
+from specx.extract.engines.sink import OnCpu, Outcome, Ready, Sink
+from specx.extract.engines.vllm.connector import Extractor, FeatureWorker, FinishedRequest
 from specx.extract.target import open_target
-from specx.storage.hashing import sequence_id
+from specx.storage.catalog.sequence_id import sequence_id
 from specx.storage.schema import DatasetInfo, Origin, Reject
 from specx.storage.store import FeatureStore
 from specx.storage.writer import FeatureWriter

@@ -22,15 +22,15 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from specx.extract.config import ExtractConfig
-from specx.extract.engines import EngineError
-from specx.extract.engines.opening import open_engine
-from specx.extract.engines.ray_worker import ExtractWorker
+from specx.extract.engines.base import EngineError
+from specx.extract.engines.factory import open_engine
+from specx.extract.engines.ray.worker import ExtractWorker
 from specx.extract.pipeline import ExtractSummary, dataset_info, run
 from specx.extract.target import TargetError, open_target
+from specx.storage.catalog.rejects import read_rejects
 from specx.storage.errors import StoreError
-from specx.storage.rejects import read_rejects
+from specx.storage.ops.verify import verify
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
 from ...program import SPECX
 
@@ -266,7 +266,7 @@ def test_several_workers_without_ray_are_refused_in_one_line(
 ) -> None:
     config, opened = settings(target, data, tmp_path / "store"), open_target(str(target))
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    for name in ("ray", "ray_worker"):
+    for name in ("ray.engine", "ray.worker"):
         monkeypatch.delitem(sys.modules, f"specx.extract.engines.{name}")
     with pytest.raises(EngineError, match=r"several workers need Ray.*`pip install specx\[ray\]`"):
         open_engine(config, opened, dataset_info(config, opened))

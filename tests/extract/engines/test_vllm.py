@@ -25,11 +25,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import dataset_info, run
 from specx.extract.target import open_target
+from specx.storage.catalog.rejects import read_rejects
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
-from specx.storage.rejects import read_rejects
 from specx.storage.schema import Array, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
 pytestmark = pytest.mark.long
 

@@ -14,8 +14,8 @@ import pytest
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import ExtractSummary, run
+from specx.storage.ops.verify import verify
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
 from ...program import SPECX
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from specx.extract.config import ExtractConfig
-from specx.extract.engines import EngineError
+from specx.extract.engines.base import EngineError
 from specx.extract.pipeline import run
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from specx.extract.answer_paths import pieces_directory
-from specx.extract.answers import AnswerFile, AnswersError, AnswerSettings, read_settings
-from specx.extract.engines.vllm_sampling import Answer
-from specx.extract.prompts import Prompt
+from specx.extract.regenerate.answer_file import AnswerFile, AnswersError, AnswerSettings, read_settings
+from specx.extract.regenerate.answer_paths import pieces_directory
+from specx.extract.regenerate.prompts import Prompt
+from specx.extract.regenerate.sampler import Answer
 from specx.storage.schema import TargetIdentity
 
 SETTINGS = AnswerSettings(

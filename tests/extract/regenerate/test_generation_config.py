@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from specx.extract.generation import answer_settings, stop_ids
-from specx.extract.regenerate_config import RegenerateConfig
+from specx.extract.regenerate.config import RegenerateConfig
+from specx.extract.regenerate.generation_config import answer_settings, stop_ids
 from specx.extract.target import Target, TargetError, open_target
 
 

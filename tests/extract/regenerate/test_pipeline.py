@@ -20,14 +20,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from specx.extract.answers import AnswersError
 from specx.extract.config import ExtractConfig
-from specx.extract.regenerate import run
-from specx.extract.regenerate_config import RegenerateConfig
-from specx.extract.samples import Sample, SampleReader
+from specx.extract.data.samples import Sample, SampleReader
+from specx.extract.regenerate.answer_file import AnswersError
+from specx.extract.regenerate.config import RegenerateConfig
+from specx.extract.regenerate.pipeline import run
 from specx.extract.target import open_target
 
-from ..program import SPECX
+from ...program import SPECX
 
 pytestmark = pytest.mark.long
 

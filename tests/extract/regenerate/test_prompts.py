@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from specx.extract.answer_paths import pieces_directory
-from specx.extract.prompts import Prompt, PromptReader
-from specx.extract.regenerate_config import RegenerateConfig
-from specx.extract.sources import DataError
+from specx.config import ConfigError, load_config
+from specx.extract.data.sources import DataError
+from specx.extract.regenerate.answer_paths import pieces_directory
+from specx.extract.regenerate.config import RegenerateConfig
+from specx.extract.regenerate.prompts import Prompt, PromptReader
 from specx.extract.target import open_target
-from specx.run_file import ConfigError, load_config
 from specx.storage.schema import Reject
 
 DATE = "2026-01-02"

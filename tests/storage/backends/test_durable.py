@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from specx.storage.backends.durable import TEMPORARY_PREFIX, disk_errors, inside, publish, temporary_name
 from specx.storage.errors import StoreCorruptError, StoreError, StoreFullError
-from specx.storage.files import TEMPORARY_PREFIX, disk_errors, inside, publish, temporary_name
 
 
 def test_publish_keeps_the_first_content_of_a_name(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from specx.storage.backends.base import place_at
+from specx.storage.backends.local import LocalPlace
 from specx.storage.errors import StoreCorruptError, StoreError
-from specx.storage.local import LocalPlace
-from specx.storage.place import place_at
 
 
 def fill(place: LocalPlace, content: bytes) -> None:

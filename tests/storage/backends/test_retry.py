@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from obstore.exceptions import BaseError, GenericError, PermissionDeniedError
 
+from specx.storage.backends.retry import Retry
 from specx.storage.errors import StoreError
-from specx.storage.retry import Retry
 
 WHAT = "s3://bucket/store/lse: reading"
 QUICK = Retry(tries=4, pause_s=0.0)

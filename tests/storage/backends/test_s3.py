@@ -10,17 +10,17 @@ import numpy as np
 import obstore
 import pytest
 
+from specx.storage.backends.retry import Retry
+from specx.storage.catalog.rejects import RejectLog, read_rejects
 from specx.storage.errors import StoreError
+from specx.storage.ops.info import summary
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
-from specx.storage.rejects import RejectLog, read_rejects
-from specx.storage.retry import Retry
 from specx.storage.schema import DatasetInfo, Origin, Reject, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.summary import summary
-from specx.storage.verify import verify
 from specx.storage.writer import FeatureWriter
 
-from .objects import bucket, keys, place
+from ..objects import bucket, keys, place
 
 Fill = Callable[..., FeatureStore]
 Sequence = Callable[[int], SequenceFeatures]

@@ -8,11 +8,11 @@ import obstore
 import pytest
 
 from specx.storage.errors import StoreCorruptError
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
-from .objects import bucket
+from ..objects import bucket
 
 Fill = Callable[..., FeatureStore]
 

@@ -10,9 +10,9 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
+from specx.storage.backends.retry import Retry
+from specx.storage.backends.s3 import S3Place
 from specx.storage.errors import StoreError, StoreMismatchError
-from specx.storage.retry import Retry
-from specx.storage.s3 import S3Place
 from specx.storage.schema import DatasetInfo
 from specx.storage.store import FeatureStore
 

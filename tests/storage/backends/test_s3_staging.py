@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import DatasetInfo, Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 from specx.storage.writer import FeatureWriter
 
-from .objects import place
+from ..objects import place
 
 Fill = Callable[..., FeatureStore]
 Sequence = Callable[[int], SequenceFeatures]

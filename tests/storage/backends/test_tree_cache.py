@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from specx.storage.cache import TreeCache
+from specx.storage.backends.tree_cache import TreeCache
 
 
 def counted(fetched: list[str], name: str) -> Callable[[Path], None]:

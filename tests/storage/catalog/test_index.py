@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specx.storage.commits import COMMITS_DIRECTORY
+from specx.storage.backends.local import LocalPlace
+from specx.storage.catalog.commit_log import COMMITS_DIRECTORY
+from specx.storage.catalog.index import INDEX_DIRECTORY
 from specx.storage.errors import StoreError
-from specx.storage.index import INDEX_DIRECTORY
-from specx.storage.local import LocalPlace
+from specx.storage.ops.verify import drop_damaged, verify
 from specx.storage.schema import SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import drop_damaged, verify
 
 Fill = Callable[..., FeatureStore]
 COLUMNS = ("ids", "unit", "offset", "length", "category", "source", "row")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from specx.storage.rejects import RejectLog, count_rejects, read_rejects
+from specx.storage.catalog.rejects import RejectLog, count_rejects, read_rejects
 from specx.storage.schema import DatasetInfo, Reject
 from specx.storage.store import FeatureStore
 

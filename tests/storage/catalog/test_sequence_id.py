@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from specx.storage.hashing import sequence_id, unit_interval
+from specx.storage.catalog.sequence_id import sequence_id, unit_interval
 
 
 def identifiers(n: int) -> np.ndarray:

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from specx.storage.catalog.sequence_id import sequence_id
+from specx.storage.catalog.views import SCHEMA, ViewWriter, files_of_views, load_views, read_view, view_names
 from specx.storage.errors import StoreCorruptError, StoreError
-from specx.storage.hashing import sequence_id
+from specx.storage.ops.info import summary
+from specx.storage.ops.select import Filter, select
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import Array, Origin, SequenceFeatures
-from specx.storage.select import Filter, select
 from specx.storage.store import FeatureStore
-from specx.storage.summary import summary
-from specx.storage.verify import verify
-from specx.storage.views import SCHEMA, ViewWriter, files_of_views, load_views, read_view, view_names
 
 Fill = Callable[..., FeatureStore]
 Sequence = Callable[[int], SequenceFeatures]

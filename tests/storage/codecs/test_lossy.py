@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import zarr
 
+from specx.storage.codecs.quantization import QuantizationError, from_bits, to_bits
 from specx.storage.errors import StoreCorruptError
-from specx.storage.quantization import QuantizationError, from_bits, to_bits
+from specx.storage.ops.info import summary
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import DatasetInfo, Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.summary import summary
-from specx.storage.verify import verify
 from specx.storage.writer import FeatureWriter
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]

@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from specx.storage import pfor, pfor_plain
-from specx.storage.quantization import Bits, Bytes, to_bits
+from specx.storage.codecs import pfor
+from specx.storage.codecs import pfor_numpy as pfor_plain
+from specx.storage.codecs.quantization import Bits, Bytes, to_bits
 
 BITS = st.one_of(st.integers(0, 0xFFFF), st.integers(0x3C00, 0x4100), st.just(0))
 ROWS = arrays.arrays(np.uint16, st.tuples(st.integers(0, 6), st.integers(1, 40)), elements=BITS)
 
 
-@pytest.fixture(scope="module", params=["specx.storage._pfor", "specx.storage.pfor_plain"])
+@pytest.fixture(scope="module", params=["specx.storage.codecs._pfor", "specx.storage.codecs.pfor_numpy"])
 def implementation(request: pytest.FixtureRequest) -> ModuleType:
     try:
         return importlib.import_module(request.param)
@@ -26,7 +27,7 @@ def implementation(request: pytest.FixtureRequest) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def native() -> ModuleType:
-    return pytest.importorskip("specx.storage._pfor", reason="built without a C compiler")
+    return pytest.importorskip("specx.storage.codecs._pfor", reason="built without a C compiler")
 
 
 def normal(rows: int, channels: int, seed: int = 0) -> Bits:
@@ -66,7 +67,7 @@ def test_a_row_is_the_bytes_that_the_format_says(implementation: ModuleType) -> 
 @settings(max_examples=300, deadline=None)
 @given(ROWS)
 def test_both_make_the_same_bytes_and_every_bit_comes_back(rows: Bits) -> None:
-    native = pytest.importorskip("specx.storage._pfor")
+    native = pytest.importorskip("specx.storage.codecs._pfor")
     stored = packed(native, rows)
     assert stored.tolist() == packed(pfor_plain, rows).tolist()
     for implementation in (native, pfor_plain):
@@ -134,7 +135,7 @@ def test_a_record_that_says_what_cannot_be_is_refused(implementation: ModuleType
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60), st.integers(1, 12), st.integers(0, 4))
 def test_any_bytes_are_refused_or_read_the_same_by_both(content: bytes, channels: int, rows: int) -> None:
-    native = pytest.importorskip("specx.storage._pfor")
+    native = pytest.importorskip("specx.storage.codecs._pfor")
     stored = np.frombuffer(content, np.uint8)
     assert outcome(native, stored, (rows, channels)) == outcome(pfor_plain, stored, (rows, channels))
 
@@ -142,7 +143,7 @@ def test_any_bytes_are_refused_or_read_the_same_by_both(content: bytes, channels
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_records_are_refused_or_read_the_same_by_both(data: st.DataObject) -> None:
-    native = pytest.importorskip("specx.storage._pfor")
+    native = pytest.importorskip("specx.storage.codecs._pfor")
     stored = packed(native, normal(3, 70, data.draw(st.integers(0, 9)))).copy()
     for _ in range(data.draw(st.integers(1, 4))):
         stored[data.draw(st.integers(0, len(stored) - 1))] = data.draw(st.integers(0, 255))

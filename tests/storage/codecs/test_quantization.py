@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from specx.storage import quantization
-from specx.storage.quantization import (
+from specx.storage.codecs import quantization
+from specx.storage.codecs.quantization import (
     OUTLIERS,
     Bits,
     LossyName,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from specx.storage.gc import collect
+from specx.storage.ops.gc import collect
+from specx.storage.ops.verify import verify
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
 
 DAY_S = 24 * 3600.0
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from specx.storage.rejects import RejectLog
+from specx.storage.catalog.rejects import RejectLog
+from specx.storage.ops.info import summary
 from specx.storage.schema import DatasetInfo, Reject, SequenceFeatures, array_specs
 from specx.storage.store import FeatureStore
-from specx.storage.summary import summary
 
 Fill = Callable[..., FeatureStore]
 

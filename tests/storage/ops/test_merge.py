@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.storage.catalog.rejects import RejectLog, read_rejects
+from specx.storage.catalog.sequence_id import sequence_id
+from specx.storage.catalog.views import ViewWriter, load_views, view_names
 from specx.storage.errors import StoreCorruptError, StoreError, StoreMismatchError
-from specx.storage.hashing import sequence_id
-from specx.storage.merge import merge
-from specx.storage.prune import prune, pruned_info
+from specx.storage.ops.merge import merge
+from specx.storage.ops.prune import prune, pruned_info
+from specx.storage.ops.verify import verify
 from specx.storage.reader import FeatureReader
-from specx.storage.rejects import RejectLog, read_rejects
 from specx.storage.schema import DatasetInfo, Origin, Reject, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
-from specx.storage.views import ViewWriter, load_views, view_names
 from specx.storage.writer import FeatureWriter
 
 Sequence = Callable[[int], SequenceFeatures]

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specx.storage.estimate import Parts, cut, estimate, spread
+from specx.storage.ops.info import summary
+from specx.storage.ops.size_estimate import Parts, cut, estimate, spread
 from specx.storage.schema import DatasetInfo
 from specx.storage.store import FeatureStore
-from specx.storage.summary import summary
 
 Fill = Callable[..., FeatureStore]
 

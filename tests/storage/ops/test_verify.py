@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specx.storage.catalog.sequence_id import sequence_id
 from specx.storage.errors import StoreError
-from specx.storage.hashing import sequence_id
-from specx.storage.part import SEQUENCE_TABLE, PartWriter
+from specx.storage.ops.verify import drop_damaged, require_sound, verify
+from specx.storage.parts.part_writer import SEQUENCE_TABLE, PartWriter
 from specx.storage.schema import CommitRecord, DatasetInfo, Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
-from specx.storage.verify import drop_damaged, require_sound, verify
 from specx.storage.writer import FeatureWriter
 
 Fill = Callable[..., FeatureStore]

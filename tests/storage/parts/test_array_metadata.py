@@ -11,12 +11,12 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec
 
+from specx.storage.codecs.quantization import OUTLIERS
+from specx.storage.codecs.zarr_codecs import PforCodec
 from specx.storage.errors import StoreCorruptError
-from specx.storage.layout import Layout, read_layout
-from specx.storage.part import PartWriter
-from specx.storage.quantization import OUTLIERS
+from specx.storage.parts.array_metadata import Layout, read_layout
+from specx.storage.parts.part_writer import PartWriter
 from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
-from specx.storage.zarr_codecs import PforCodec
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]
 

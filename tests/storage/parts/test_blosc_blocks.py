@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
-from specx.storage.blosc_part import decompress_part
+from specx.storage.parts.blosc_blocks import decompress_part
 
 BLOCK = 4096
 SIZES = {"whole blocks": 5 * BLOCK, "a short last block": 5 * BLOCK + 1000, "one block": BLOCK, "less": 1000}

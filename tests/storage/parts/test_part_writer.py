@@ -10,8 +10,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from specx.storage.hashing import sequence_id
-from specx.storage.part import PartWriter
+from specx.storage.catalog.sequence_id import sequence_id
+from specx.storage.parts.part_writer import PartWriter
 from specx.storage.schema import FORMAT_VERSION, DatasetInfo, SequenceFeatures, StoredObject, array_specs
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]

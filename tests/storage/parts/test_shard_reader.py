@@ -10,12 +10,12 @@ import zarr
 from crc32c import crc32c
 from zarr.codecs import Crc32cCodec
 
+from specx.storage.codecs.pfor import pack
+from specx.storage.codecs.quantization import to_bits
 from specx.storage.errors import StoreCorruptError
-from specx.storage.part import PartWriter
-from specx.storage.pfor import pack
-from specx.storage.quantization import to_bits
+from specx.storage.parts.part_writer import PartWriter
+from specx.storage.parts.shard_reader import ShardedRows
 from specx.storage.schema import ArraySpec, DatasetInfo, SequenceFeatures, array_specs
-from specx.storage.shards import ShardedRows
 
 MakeFeatures = Callable[[int, int], SequenceFeatures]
 

@@ -10,18 +10,18 @@ import torch
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
-from specx.storage.prune import prune, pruned_info
+from specx.storage.ops.prune import prune, pruned_info
+from specx.storage.ops.select import Filter, select
 from specx.storage.reader import FeatureReader
-from specx.storage.select import Filter, select
 from specx.storage.store import FeatureStore
-from specx.train.batch import read_batch
 from specx.train.config import TrainConfig
-from specx.train.corpus import Corpus
-from specx.train.data import FeatureData, split_sequences
+from specx.train.data.batch import read_batch
+from specx.train.data.corpus import Corpus
+from specx.train.data.datamodule import FeatureData, split_sequences
+from specx.train.data.packing import drawn
 from specx.train.errors import TrainError
-from specx.train.packing import drawn
+from specx.train.loop.run_directory import RunDirectory
 from specx.train.pipeline import run
-from specx.train.run import RunDirectory
 
 BOUNDARIES = (1, 3, 5)
 

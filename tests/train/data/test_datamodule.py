@@ -8,10 +8,10 @@ import torch
 
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.train.batch import PADDING, read_batch
 from specx.train.config import TrainConfig
-from specx.train.corpus import Corpus
-from specx.train.data import FeatureData, split_sequences
+from specx.train.data.batch import PADDING, read_batch
+from specx.train.data.corpus import Corpus
+from specx.train.data.datamodule import FeatureData, split_sequences
 
 
 @pytest.fixture(scope="module")

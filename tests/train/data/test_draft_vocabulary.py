@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.train.corpus import Corpus
-from specx.train.vocabulary import draft_vocabulary, membership, offsets, token_counts
+from specx.train.data.corpus import Corpus
+from specx.train.data.draft_vocabulary import draft_vocabulary, membership, offsets, token_counts
 
 
 def test_the_most_frequent_tokens_are_chosen_and_lower_ids_win_ties() -> None:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from specx.train.batch import Batch
-from specx.train.noise import with_uniform_noise
-from specx.train.spec import DraftSpec
+from specx.train.data.batch import Batch
+from specx.train.data.feature_noise import with_uniform_noise
+from specx.train.families.spec import DraftSpec
 
-from .conftest import make_spec
+from ..conftest import make_spec
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from specx.train.packing import BatchPlan, BatchShape, batch_shape, of_rank, plan_epoch, shuffled
+from specx.train.data.packing import BatchPlan, BatchShape, batch_shape, of_rank, plan_epoch, shuffled
 
 LENGTHS = np.random.default_rng(0).integers(20, 300, 200)
 PARTS = np.repeat(np.arange(40), 5)

@@ -8,12 +8,12 @@ import torch
 
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.train.batch import Batch, read_batch
-from specx.train.buffers import Buffers
 from specx.train.config import TrainConfig
-from specx.train.corpus import Corpus
-from specx.train.data import FeatureData
-from specx.train.loader import BATCHES_IN_MEMORY
+from specx.train.data.batch import Batch, read_batch
+from specx.train.data.corpus import Corpus
+from specx.train.data.datamodule import FeatureData
+from specx.train.data.pinned_buffers import Buffers
+from specx.train.data.prefetch import BATCHES_IN_MEMORY
 
 UINT16 = np.dtype(np.uint16)
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from specx.train.evaluate.chain import CachedTarget
-from specx.train.evaluate.decoder import DraftDecoder
-from specx.train.exported import ExportedDraft, load_draft, new_draft
+from specx.train.evaluate.engines.transformers_engine import CachedTarget
+from specx.train.families.decoder import DraftDecoder
+from specx.train.families.load import ExportedDraft, load_draft, new_draft
 
 DRAFTED = 3
 

@@ -18,8 +18,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # Several engines one after the other leave some of it behind.
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
-from specx.train.evaluate.vllm import load_engine
-from specx.train.forms import vllm_method
+from specx.train.evaluate.engines.vllm_engine import load_engine
+from specx.train.families.checkpoint import vllm_method
 
 NUM_SPECULATIVE_TOKENS = 3
 

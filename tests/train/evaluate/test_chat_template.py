@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from specx.train.evaluate.chat import ChatTemplate
+from specx.train.evaluate.chat_template import ChatTemplate
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import torch
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
-from specx.train.batch import PADDING, Batch
 from specx.train.config import TrainConfig
+from specx.train.data.batch import PADDING, Batch
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.estimate import EstimateSummary, _generations, _Walks
 from specx.train.evaluate.pipeline import run as evaluate
 from specx.train.evaluate.prompts import read_prompts
-from specx.train.evaluate.record import REQUESTS_FILE
-from specx.train.export import export
-from specx.train.objective import supervised_anchors
+from specx.train.evaluate.results_file import REQUESTS_FILE
+from specx.train.export.write import export
+from specx.train.families.eagle3.objective import supervised_anchors
 from specx.train.pipeline import run as train
 
 

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from specx import SpecxError
-from specx.run_file import load_config
+from specx.config import load_config
 from specx.train.config import TrainConfig
-from specx.train.evaluate.chat import ChatTemplate
+from specx.train.evaluate.chat_template import ChatTemplate
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.pipeline import run as evaluate
-from specx.train.evaluate.record import REQUESTS_FILE, RESULT_FILE
-from specx.train.evaluate.result import EvaluateSummary
-from specx.train.export import export
+from specx.train.evaluate.results_file import REQUESTS_FILE, RESULT_FILE
+from specx.train.evaluate.summary import EvaluateSummary
+from specx.train.export.write import export
 from specx.train.pipeline import run as train
 
 from .conftest import MAX_NEW_TOKENS, QUESTIONS

@@ -12,8 +12,8 @@ import pytest
 from specx import SpecxError
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.train.data import split_sequences
-from specx.train.evaluate.chat import ChatTemplate
+from specx.train.data.datamodule import split_sequences
+from specx.train.evaluate.chat_template import ChatTemplate
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.prompts import Prompt, read_prompts
 
@@ -77,7 +77,7 @@ def test_recorded_ids_are_taken_up_to_the_first_that_was_sampled(target: Path, t
 
 
 def test_the_held_out_prompts_of_a_store_are_those_that_training_leaves_out(target: Path, tiny_store: Path) -> None:
-    from specx.train.corpus import Corpus
+    from specx.train.data.corpus import Corpus
 
     reader = FeatureReader(FeatureStore.open(str(tiny_store)))
     prompts = read(target, store=str(tiny_store), holdout_fraction=0.1)

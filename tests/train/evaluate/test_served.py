@@ -12,15 +12,15 @@ import torch
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import run as extract
-from specx.train.check import TrainedDraft
 from specx.train.config import TrainConfig
-from specx.train.draft import Draft
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.prompts import read_prompts
-from specx.train.export import export, read_trained, write_draft
-from specx.train.forms import Form
+from specx.train.export.verify import TrainedDraft
+from specx.train.export.write import export, read_trained, write_draft
+from specx.train.families.checkpoint import Form
+from specx.train.families.eagle3.draft import Draft
+from specx.train.loop.run_directory import RunDirectory
 from specx.train.pipeline import run as train
-from specx.train.run import RunDirectory
 
 from ..targets import CONFIGS, make_rows, make_target
 from .agreement import Job, Served, agreement, serve

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from specx.train.evaluate.generation import Generation, Pass, Tally, tally_of, whole_pass
-from specx.train.evaluate.result import Compared, EvaluateSummary, summarise
+from specx.train.evaluate.generations import Generation, Pass, Tally, tally_of, whole_pass
+from specx.train.evaluate.summary import Compared, EvaluateSummary, summarise
 
 CATEGORIES = ["a", "b"]
 

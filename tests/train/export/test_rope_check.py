@@ -12,18 +12,18 @@ import pytest
 import torch
 from transformers import GptOssConfig, LlamaConfig
 
-from specx.train.check import TrainedDraft
-from specx.train.contract import CONFIG_FILE
 from specx.train.errors import TrainError
-from specx.train.export import write_draft
-from specx.train.exported import new_draft
-from specx.train.forms import ENGINES, Form
-from specx.train.rope_check import RopeCheck, check_rope, require_equal
-from specx.train.served_rope import served_angles
+from specx.train.export.rope_check import RopeCheck, check_rope, require_equal
+from specx.train.export.verify import TrainedDraft
+from specx.train.export.write import write_draft
+from specx.train.families.checkpoint import ENGINES, Form
+from specx.train.families.eagle3.checkpoint import CONFIG_FILE
+from specx.train.families.load import new_draft
+from specx.train.rope.served import served_angles
 
-from .conftest import YARN, make_spec
-from .targets import CONFIGS, LINEAR, LLAMA3
-from .targets import YARN as TRUNCATED
+from ..conftest import YARN, make_spec
+from ..targets import CONFIGS, LINEAR, LLAMA3
+from ..targets import YARN as TRUNCATED
 
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 Config = dict[str, Any]
@@ -171,8 +171,8 @@ def test_forms_that_one_engine_reads_are_checked_for_that_one(
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_kind_of_target_has_a_draft_of_the_same_angles(tmp_path: Path, architecture: str) -> None:
-    from specx.train.architectures import TARGETS
-    from specx.train.rope import draft_rope
+    from specx.train.families.targets import TARGETS
+    from specx.train.rope.rotary import draft_rope
 
     config = type(CONFIGS[architecture])(**CONFIGS[architecture].to_dict() | {"architectures": [architecture]})
     config.save_pretrained(tmp_path / "target")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specx.train.check import TrainedDraft, check_draft
-from specx.train.contract import CONFIG_FILE, WEIGHTS_FILE
 from specx.train.errors import ExportError
-from specx.train.export import export, read_trained
-from specx.train.forms import Form
-from specx.train.run import RunDirectory
+from specx.train.export.verify import TrainedDraft, check_draft
+from specx.train.export.write import export, read_trained
+from specx.train.families.checkpoint import Form
+from specx.train.families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from specx.train.loop.run_directory import RunDirectory
 
 Config = dict[str, Any]
 Tensors = dict[str, torch.Tensor]

@@ -9,10 +9,10 @@ vocabulary, R supervised anchors of one step.
 import torch
 from torch.nn import functional as F
 
-from specx.train.batch import Batch
-from specx.train.draft import Draft
-from specx.train.labels import Vocabulary
-from specx.train.objective import supervised_anchors
+from specx.train.data.batch import Batch
+from specx.train.families.eagle3.draft import Draft
+from specx.train.families.eagle3.objective import supervised_anchors
+from specx.train.loss.target_distribution import Vocabulary
 
 
 def unroll(

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specx.train.check import TrainedDraft, check_draft
 from specx.train.errors import ExportError
-from specx.train.export import write_draft
-from specx.train.exported import load_draft, new_draft
-from specx.train.forms import Form, require_servable, vllm_method
-from specx.train.spec import DraftSpec
+from specx.train.export.verify import TrainedDraft, check_draft
+from specx.train.export.write import write_draft
+from specx.train.families.checkpoint import Form, require_servable, vllm_method
+from specx.train.families.load import load_draft, new_draft
+from specx.train.families.spec import DraftSpec
 
-from .conftest import VARIANTS, make_spec
+from ..conftest import VARIANTS, make_spec
 
 EAGLE1 = {"method": "eagle1", "boundaries": (), "draft_vocab_size": 50, "norm_output": False, "fc_norm": False}
 

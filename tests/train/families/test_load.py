@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
-from specx.train.export import export
-from specx.train.exported import load_draft
+from specx.train.export.write import export
+from specx.train.families.load import load_draft
 from specx.train.pipeline import run
 
 

@@ -8,10 +8,10 @@ import pytest
 from transformers import GptOssConfig, LlamaConfig, Phi3Config, Qwen3Config, Qwen3MoeConfig
 
 from specx.extract.target import ARCHITECTURES
-from specx.train.architectures import TARGETS
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
-from specx.train.spec import DraftSpec, draft_spec, load_spec, save_spec
+from specx.train.families.spec import DraftSpec, draft_spec, load_spec, save_spec
+from specx.train.families.targets import TARGETS
 
 GEOMETRY = {
     "hidden_size": 64,

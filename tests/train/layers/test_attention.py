@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specx.train.attention import attend, joined
-from specx.train.batch import PADDING, Batch
-from specx.train.rows import Rows, computed_rows
+from specx.train.data.batch import PADDING, Batch
+from specx.train.layers.attention import attend, joined
+from specx.train.layers.computed_rows import Rows, computed_rows
 
-from .conftest import make_spec
-from .eager import attend as attend_densely
+from ..conftest import make_spec
+from ..families.eager import attend as attend_densely
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 

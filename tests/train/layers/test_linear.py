@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from specx.train import products
-from specx.train.products import linear, product
+from specx.train.layers import linear as products
+from specx.train.layers.linear import linear, product
 
 R, I, O = 40, 24, 56  # noqa: E741
 

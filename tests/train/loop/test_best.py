@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from specx.train.checkpoint import load_checkpoint
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
-from specx.train.export import export, read_trained
+from specx.train.export.write import export, read_trained
+from specx.train.loop.checkpoint import load_checkpoint
+from specx.train.loop.run_directory import RunDirectory
 from specx.train.pipeline import run
-from specx.train.run import RunDirectory
 
 LENGTH = "val/acceptance_length"
 

@@ -9,11 +9,11 @@ from specx.storage.reader import FeatureReader
 from specx.storage.schema import Origin
 from specx.storage.store import FeatureStore
 from specx.storage.writer import FeatureWriter
-from specx.train.checkpoint import load_checkpoint
 from specx.train.config import TrainConfig
-from specx.train.corpus import Corpus
-from specx.train.data import FeatureData
+from specx.train.data.corpus import Corpus
+from specx.train.data.datamodule import FeatureData
 from specx.train.errors import TrainError
+from specx.train.loop.checkpoint import load_checkpoint
 from specx.train.pipeline import run
 
 NAN, INFINITY = 0x7FC0, 0x7F80

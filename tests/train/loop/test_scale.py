@@ -15,20 +15,27 @@ import torch
 
 from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
-from specx.train.batch import Batch, read_batch
-from specx.train.checkpoint import load_checkpoint
 from specx.train.config import TrainConfig
-from specx.train.corpus import Corpus
-from specx.train.data import FeatureData
-from specx.train.draft import Draft
+from specx.train.data.batch import Batch, read_batch
+from specx.train.data.corpus import Corpus
+from specx.train.data.datamodule import FeatureData
 from specx.train.errors import TrainError
-from specx.train.fit import _module
-from specx.train.labels import Vocabulary
-from specx.train.objective import Objective, StepCounts, count_labels, evaluate, step_weights, total_loss
+from specx.train.families.eagle3.draft import Draft
+from specx.train.families.eagle3.objective import (
+    Objective,
+    StepCounts,
+    count_labels,
+    evaluate,
+    step_weights,
+    total_loss,
+)
+from specx.train.loop.checkpoint import load_checkpoint
+from specx.train.loop.run_directory import RunDirectory
+from specx.train.loop.trainer import _module
+from specx.train.loss.target_distribution import Vocabulary
 from specx.train.pipeline import open_corpus, run
-from specx.train.run import RunDirectory
 
-from ..program import SPECX
+from ...program import SPECX
 
 pytestmark = pytest.mark.long
 

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb as apply_partial_rotary
 
-from specx.train.rope import RotaryEmbedding, rotate
+from specx.train.rope.rotary import RotaryEmbedding, rotate
 
 ROPE: dict[str, Any] = GptOssConfig().rope_parameters
 """That of gpt-oss."""

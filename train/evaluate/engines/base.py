@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from .chat import ChatTemplate
-from .generation import Pass
-from .prompts import Prompt
+from ..chat_template import ChatTemplate
+from ..generations import Pass
+from ..prompts import Prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from ..errors import TrainError
-from .generation import Generation, Pass, Tally, tally_of, whole_pass
-from .task import Conversation, DecodingTask, Engine
+from ...errors import TrainError
+from ..generations import Generation, Pass, Tally, tally_of, whole_pass
+from .base import Conversation, DecodingTask, Engine
 
 _TIMEOUT_S = 1800.0
 """Of one request: a long answer at a batch size that the server queues takes minutes."""

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from ..exported import load_draft
-from .decoder import DraftDecoder
-from .generation import Generation, Pass, tally_of, whole_pass
-from .task import Conversation, DecodingTask, Engine
+from ...families.decoder import DraftDecoder
+from ...families.load import load_draft
+from ..generations import Generation, Pass, tally_of, whole_pass
+from .base import Conversation, DecodingTask, Engine
 
 
 class CachedTarget:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from ..contract import CONFIG_FILE
-from ..errors import TrainError
-from ..forms import vllm_method
-from .generation import Generation, Pass, tally_of, whole_pass
-from .task import Conversation, DecodingTask, Engine
+from ...errors import TrainError
+from ...families.checkpoint import vllm_method
+from ...families.eagle3.checkpoint import CONFIG_FILE
+from ..generations import Generation, Pass, tally_of, whole_pass
+from .base import Conversation, DecodingTask, Engine
 
 # Read by vLLM when it is imported. Its log must not mix with the summary on stdout.
 _ENVIRONMENT = {

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .batch import Batch
-from .labels import Vocabulary
-from .layers import DraftAttention, DraftMLP, RMSNorm
-from .objective import StepCounts, supervised_anchors
-from .rope import RotaryEmbedding
-from .spec import DraftSpec
+from ...data.batch import Batch
+from ...layers.modules import DraftAttention, DraftMLP, RMSNorm
+from ...loss.target_distribution import Vocabulary
+from ...rope.rotary import RotaryEmbedding
+from ..eagle3.objective import StepCounts, supervised_anchors
+from ..spec import DraftSpec
 
 LOGITS_AT_ONCE = 2**26
 """Of each kind, in a chunk of rows: 256 MB in float32."""

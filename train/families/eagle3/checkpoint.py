@@ -9,7 +9,7 @@ Shapes: H hidden size, L boundaries, V target vocabulary, Vd draft vocabulary.
 
 from typing import Any
 
-from .spec import DraftSpec
+from ..spec import DraftSpec
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 """The only name that both engines take for this layout."""

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .layers import DraftAttention, DraftMLP, RMSNorm
-from .rope import RotaryEmbedding
-from .spec import DraftSpec
+from ...layers.modules import DraftAttention, DraftMLP, RMSNorm
+from ...rope.rotary import RotaryEmbedding
+from ..spec import DraftSpec
 
 
 class DraftLayer(nn.Module):

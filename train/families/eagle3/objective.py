@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .batch import PADDING, Batch
+from ...data.batch import PADDING, Batch
+from ...layers.computed_rows import computed_rows
+from ...loss.chunked_loss import Comparison, StepResults, joint_loss
+from ...loss.divergences import LossName
+from ...loss.target_distribution import Vocabulary
 from .draft import Draft
-from .joint_loss import Comparison, StepResults, joint_loss
-from .labels import Vocabulary
-from .losses import LossName
-from .rows import computed_rows
 from .unroll import unroll
 
 

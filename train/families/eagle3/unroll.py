@@ -11,14 +11,14 @@ D head dimension, n query heads, m key heads.
 
 import torch
 
-from .attention import attend
-from .batch import Batch
+from ...data.batch import Batch
+from ...layers.attention import attend
+from ...layers.computed_rows import Rows
+from ...layers.linear import linear
+from ...layers.rms_norm import normalised
+from ...layers.swiglu import add_swiglu_mlp
+from ...rope.rotary import rotate_rows
 from .draft import Draft
-from .mlp import add_swiglu_mlp
-from .norm import normalised
-from .products import linear
-from .rope import rotate_rows
-from .rows import Rows
 
 
 def unroll(

@@ -21,10 +21,10 @@ import pytest
 from specx import SpecxError
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.evaluate.pipeline import run as evaluate
-from specx.train.evaluate.record import REQUESTS_FILE
-from specx.train.evaluate.result import EvaluateSummary
+from specx.train.evaluate.results_file import REQUESTS_FILE
+from specx.train.evaluate.summary import EvaluateSummary
 
-from .conftest import MAX_NEW_TOKENS
+from ..conftest import MAX_NEW_TOKENS
 
 START_S = 240
 

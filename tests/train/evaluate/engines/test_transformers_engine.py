@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from specx.train.evaluate.chain import CachedTarget
 from specx.train.evaluate.config import EvaluateConfig
+from specx.train.evaluate.engines.transformers_engine import CachedTarget
 from specx.train.evaluate.pipeline import run as evaluate
-from specx.train.evaluate.record import REQUESTS_FILE
-from specx.train.evaluate.result import EvaluateSummary
+from specx.train.evaluate.results_file import REQUESTS_FILE
+from specx.train.evaluate.summary import EvaluateSummary
 
 TIMES = 150
 

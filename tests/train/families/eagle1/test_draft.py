@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specx.train.batch import Batch
-from specx.train.eagle1 import Eagle1Draft, evaluate_eagle1
-from specx.train.evaluate.decoder import DraftDecoder
-from specx.train.exported import ExportedDraft
-from specx.train.labels import Vocabulary
-from specx.train.noise import with_uniform_noise
-from specx.train.objective import StepCounts, supervised_anchors
-from specx.train.spec import DraftSpec
+from specx.train.data.batch import Batch
+from specx.train.data.feature_noise import with_uniform_noise
+from specx.train.families.decoder import DraftDecoder
+from specx.train.families.eagle1.draft import Eagle1Draft, evaluate_eagle1
+from specx.train.families.eagle3.objective import StepCounts, supervised_anchors
+from specx.train.families.load import ExportedDraft
+from specx.train.families.spec import DraftSpec
+from specx.train.loss.target_distribution import Vocabulary
 
-from .conftest import make_spec
-from .test_gradients import rms_norm, rotated
+from ...conftest import make_spec
+from ..eagle3.test_gradients import rms_norm, rotated
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from specx.train.batch import PADDING, Batch
-from specx.train.draft import Draft
-from specx.train.evaluate.decoder import DraftDecoder
-from specx.train.exported import ExportedDraft
-from specx.train.rows import computed_rows
-from specx.train.unroll import unroll as fast_unroll
+from specx.train.data.batch import PADDING, Batch
+from specx.train.families.decoder import DraftDecoder
+from specx.train.families.eagle3.draft import Draft
+from specx.train.families.eagle3.unroll import unroll as fast_unroll
+from specx.train.families.load import ExportedDraft
+from specx.train.layers.computed_rows import computed_rows
 
 STEPS = 4
 

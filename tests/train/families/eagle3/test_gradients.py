@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specx.train.batch import Batch
-from specx.train.draft import Draft
-from specx.train.labels import Vocabulary
-from specx.train.losses import LossName
-from specx.train.objective import Objective, evaluate, step_weights
-from specx.train.spec import DraftSpec
+from specx.train.data.batch import Batch
+from specx.train.families.eagle3.draft import Draft
+from specx.train.families.eagle3.objective import Objective, evaluate, step_weights
+from specx.train.families.spec import DraftSpec
+from specx.train.loss.divergences import LossName
+from specx.train.loss.target_distribution import Vocabulary
 
-from . import eager
-from .conftest import make_spec
+from ...conftest import make_spec
+from .. import eager
 
 STEPS = 4
 

@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from specx.train.batch import Batch
-from specx.train.draft import Draft
-from specx.train.joint_loss import Comparison, joint_loss
-from specx.train.labels import Vocabulary
-from specx.train.losses import LossName
-from specx.train.objective import (
+from specx.train.data.batch import Batch
+from specx.train.families.eagle3.draft import Draft
+from specx.train.families.eagle3.objective import (
     Objective,
     StepCounts,
     evaluate,
@@ -20,8 +17,11 @@ from specx.train.objective import (
     step_weights,
     supervised_anchors,
 )
-from specx.train.rows import computed_rows
-from specx.train.spec import DraftSpec
+from specx.train.families.spec import DraftSpec
+from specx.train.layers.computed_rows import computed_rows
+from specx.train.loss.chunked_loss import Comparison, joint_loss
+from specx.train.loss.divergences import LossName
+from specx.train.loss.target_distribution import Vocabulary
 
 STEPS = 4
 

@@ -1,0 +1,1 @@
+"""Data sets -> rows -> samples: token ids and loss mask."""

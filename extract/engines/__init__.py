@@ -1,0 +1,1 @@
+"""What runs the target: one file or folder an engine."""

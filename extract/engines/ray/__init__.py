@@ -1,0 +1,1 @@
+"""Many engines over one store, in Ray actors."""

@@ -1,0 +1,1 @@
+"""``specx regenerate``: the target's own answers."""

@@ -1,0 +1,1 @@
+"""What is in a store: commit log, index, views, rejected rows."""

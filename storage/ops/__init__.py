@@ -1,0 +1,1 @@
+"""Operations on whole stores: merge, prune, select, gc, verify, info, size estimate."""

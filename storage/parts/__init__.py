@@ -1,0 +1,1 @@
+"""Parts: immutable Zarr groups, written once and read row by row."""

@@ -1,0 +1,1 @@
+"""Engines that decode with a draft: vLLM, transformers, an HTTP server."""

@@ -1,0 +1,1 @@
+"""``specx export``: the servable draft, checked."""

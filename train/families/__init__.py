@@ -1,0 +1,1 @@
+"""Draft families: one folder and one registry line each."""

@@ -1,0 +1,1 @@
+"""Losses of a draft's distribution against the target's, and metrics."""
