@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from . import SpecxError
 
@@ -17,7 +18,12 @@ class ConfigError(SpecxError):
 class RunConfig(BaseModel):
     """Base of every command's settings: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def keys(cls, settings: Mapping[str, Any]) -> list[str]:
+        """Return the keys that there are, given the settings that were read."""
+        return sorted(cls.model_fields)
 
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -34,14 +40,21 @@ def load_config(kind: type[ConfigT], path: Path | None, options: Mapping[str, An
         return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        where = str(path) if path and first["loc"] and first["loc"][0] not in options else "options"
-        what = first["msg"]
+        key, what = _key(first), first["msg"]
+        where = str(path) if path and key and key not in options else "options"
         if first["type"] == "extra_forbidden":
-            what = f"unknown key; the keys are {', '.join(sorted(kind.model_fields))}"
+            what = f"unknown key; the keys are {', '.join(kind.keys(settings))}"
         elif first["type"] == "missing":
             what = f"missing; give --{key.replace('_', '-')} or the key in a run file"
         raise ConfigError(f"{where}: {key or kind.__name__}: {what}") from error
+
+
+def _key(error: ErrorDetails) -> str:
+    """Return the flat key that an error is about: one of a union's member too is written without the union's name."""
+    if error["type"] == "union_tag_invalid":
+        return str(error["ctx"]["discriminator"]).strip("'")
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    return names[-1] if names else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

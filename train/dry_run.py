@@ -3,8 +3,6 @@
 Memory is counted from shapes; time is the matrix products of a step at the speed that
 the device reaches on one of them, measured now.
 
-Shapes: N tokens of a batch, R of them that are computed at every step, H hidden size, L boundaries, K unrolled steps,
-I intermediate size, Vd draft vocabulary.
 """
 
 import math
@@ -20,10 +18,10 @@ from .data.corpus import Corpus, require_alike
 from .data.datamodule import FeatureData
 from .data.packing import BatchPlan
 from .data.prefetch import BATCHES_IN_MEMORY
-from .families.eagle3.checkpoint import weight_shapes
-from .families.eagle3.objective import supervised_anchors
-from .families.spec import DraftSpec, draft_spec
-from .pipeline import open_corpus, require_devices, store_records
+from .families.registry import family
+from .families.spec import DraftSpec
+from .loss.anchors import supervised_anchors
+from .opening import new_spec, open_corpus, require_devices, store_records
 
 _MEASURED_S = 0.3
 _PARTS_LOOKED_AT = 8
@@ -73,8 +71,8 @@ def forecast(config: TrainConfig) -> Forecast:
     stores = [FeatureStore.open(store, cache_bytes=config.cache_bytes) for store in config.store]
     batches_per_step = config.batches_per_step or config.devices
     require_devices(config, batches_per_step)
-    info = stores[0].info
-    spec = draft_spec(config, stores[0].target_directory, info.boundaries, has_last_hidden=info.last_hidden)
+    chosen = family(config.method)
+    spec = new_spec(config, stores[0])
     require_alike(stores, spec.boundaries)
     corpus = open_corpus(stores, store_records(config, stores), spec.boundaries)
     data = FeatureData(config, corpus, batches_per_step)
@@ -82,17 +80,18 @@ def forecast(config: TrainConfig) -> Forecast:
     precision = config.precision if config.precision != "auto" else ("bf16-mixed" if is_cuda else "32-true")
     device, dtype = ("cuda" if is_cuda else "cpu"), (torch.float32 if precision == "32-true" else torch.bfloat16)
 
-    parameters = sum(math.prod(shape) for shape in weight_shapes(spec).values())
+    parameters = sum(math.prod(shape) for shape in chosen.weight_shapes(spec).values())
     shards = config.devices if config.strategy == "fsdp" else 1
     largest, share = _largest(data)
     room = len(largest) * _row_tokens(largest, data)
     batch = _batch_bytes(room, corpus)
-    activations = _activation_bytes(spec, config, room, share, dtype.itemsize)
+    activations = int(chosen.cost(spec, config.draft, room, share).activation_numbers * dtype.itemsize)
     frozen = (spec.vocab_size * 4 + spec.draft_vocab_size * dtype.itemsize) * spec.hidden_size
     weights = 4 * parameters // shards
     host = BATCHES_IN_MEMORY * batch
     tokens = int(sum(_tokens(plan, data) for plan in data.plans))
-    flops = 3 * _forward_flops(spec, config, tokens / len(data.plans), share) * batches_per_step / config.devices
+    forward = chosen.cost(spec, config.draft, tokens / len(data.plans), share).forward_flops
+    flops = 3 * forward * batches_per_step / config.devices
     step_s = flops / _flops_per_s(spec, room, torch.device(device), dtype) * _OVERHEAD[device]
     return Forecast(
         device=device,
@@ -121,7 +120,7 @@ def _largest(data: FeatureData) -> tuple[BatchPlan, float]:
     """Return the batch with the most room, and the share of its tokens that is computed at every step."""
     plan = max(data.plans, key=lambda plan: len(plan) * _row_tokens(plan, data))
     batch = read_batch(data.corpus, plan, data.lengths, labels_only=True)
-    return plan, float(supervised_anchors(batch, 1)[0].float().mean())
+    return plan, float(supervised_anchors(batch, 1).float().mean())
 
 
 def _tokens(plan: BatchPlan, data: FeatureData) -> int:
@@ -137,26 +136,6 @@ def _batch_bytes(room: int, corpus: Corpus) -> int:
     kept = 2 * info.hidden_size if info.last_hidden else 10 * info.top_k
     # Ids, argmax, documents and positions of 8 bytes, a mask of 1 and a log-sum-exp of 4.
     return room * (2 * len(corpus.boundaries) * info.hidden_size + kept + 37)
-
-
-def _activation_bytes(spec: DraftSpec, config: TrainConfig, room: int, share: float, item: int) -> int:
-    """N (2LH + 4H + (n + 4m)D) and, for each of K steps, R (8H + (3n + 4m)D + 3I); and the weights as multiplied."""
-    H, L, K = spec.hidden_size, max(len(spec.boundaries), 1), config.ttt_steps
-    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-    every = room * ((2 * L + 4) * H + queries + 4 * keys)
-    computed = K * share * room * (8 * H + 3 * queries + 4 * keys + 3 * spec.intermediate_size)
-    weights = sum(math.prod(shape) for shape in weight_shapes(spec).values())
-    return int((every + computed + weights) * item)
-
-
-def _forward_flops(spec: DraftSpec, config: TrainConfig, tokens: float, share: float) -> float:
-    """Return those of the matrix products of a batch of ``tokens`` tokens; the target's head counts a third."""
-    H, L, K = spec.hidden_size, max(len(spec.boundaries), 1), config.ttt_steps
-    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-    every = L * H * H + H * (queries + 4 * keys)
-    mlp = 3 * H * spec.intermediate_size
-    step = H * (queries + 2 * keys) + queries * H + mlp + H * spec.draft_vocab_size
-    return 2 * tokens * (every + share * (K * step + H * spec.draft_vocab_size / 3))
 
 
 def _flops_per_s(spec: DraftSpec, room: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -7,23 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..storage.backends.durable import disk_errors
-from ..storage.catalog.views import files_of_views, read_view, view_names
-from ..storage.reader import FeatureReader
 from ..storage.store import FeatureStore
 from .config import TrainConfig
-from .data.corpus import Corpus, require_alike
+from .data.corpus import require_alike
 from .data.datamodule import FeatureData
 from .data.draft_vocabulary import draft_vocabulary, token_counts
-from .errors import TrainError
 from .families.load import load_first
-from .families.spec import draft_spec
+from .families.registry import family
 from .loop.launch import launch
-from .loop.loggers import require_packages
-from .loop.run_directory import RunDirectory, RunRecord, StoreRecord, run_settings
+from .loop.run_directory import RunDirectory, RunRecord, run_settings
 from .loop.trainer import TrainSummary, fit
+from .opening import new_spec, open_corpus, require_devices, store_records
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +41,11 @@ def run(config: TrainConfig) -> TrainSummary:
     else:
         batches_per_step = config.batches_per_step or config.devices
         require_devices(config, batches_per_step)
-        info = stores[0].info
-        spec = draft_spec(config, stores[0].target_directory, info.boundaries, has_last_hidden=info.last_hidden)
+        spec = new_spec(config, stores[0])
         require_alike(stores, spec.boundaries)
         records = store_records(config, stores)
         corpus = open_corpus(stores, records, spec.boundaries)
-        data = FeatureData(config, corpus, batches_per_step)
+        data = FeatureData(config, corpus, batches_per_step, anchors=family(config.method).anchors(config.draft))
         if config.init_from is None:
             vocabulary = draft_vocabulary(_weighted_counts(config, data), spec.draft_vocab_size)
         else:
@@ -77,53 +72,9 @@ def fit_rank(config: TrainConfig) -> dict[str, int | float | None]:
     return dataclasses.asdict(fit(config, directory, corpus))
 
 
-def open_corpus(stores: list[FeatureStore], records: tuple[StoreRecord, ...], boundaries: tuple[int, ...]) -> Corpus:
-    """Open what a run takes of its stores."""
-    return Corpus([_reader(*each) for each in zip(stores, records, strict=True)], boundaries)
-
-
 def _weighted_counts(config: TrainConfig, data: FeatureData) -> npt.NDArray[np.float64]:
     """Count the supervised tokens (V,) that an epoch trains on."""
     stores = range(len(data.corpus.readers))
     counts = np.stack([token_counts(data.corpus, store, data.split.train) for store in stores])
     weighted: npt.NDArray[np.float64] = np.asarray(config.weights or [1.0 for _ in stores]) @ counts
     return weighted
-
-
-def require_devices(config: TrainConfig, batches_per_step: int) -> None:
-    """Raise TrainError if the devices asked for are not there or do not divide a step."""
-    require_packages(config)
-    if config.strategy == "fsdp" and not torch.cuda.is_available():
-        raise TrainError("strategy: fsdp needs CUDA devices, found none. Use --strategy ddp.")
-    if torch.cuda.is_available() and config.devices > torch.cuda.device_count():
-        raise TrainError(f"devices: {config.devices} asked for, {torch.cuda.device_count()} GPUs found. Ask for fewer.")
-    if batches_per_step % config.devices:
-        raise TrainError(
-            f"devices: a step of this run has {batches_per_step} batches, which {config.devices} devices cannot share "
-            "evenly. Use a number of devices that divides it, or another batches_per_step."
-        )
-
-
-def store_records(config: TrainConfig, stores: list[FeatureStore]) -> tuple[StoreRecord, ...]:
-    """Return what there is in each store now; a store that has none of the views is taken whole."""
-    if len(stores) == 1:
-        wanted = [config.view]
-    else:
-        names = [{*view_names(store), *(view for view in config.view if view.endswith(".parquet"))} for store in stores]
-        if missing := [view for view in config.view if not any(view in known for known in names)]:
-            raise TrainError(f"{', '.join(config.store)}: no view {missing[0]} in any. Make one by `extract --view`.")
-        wanted = [tuple(view for view in config.view if view in known) for known in names]
-    return tuple(
-        StoreRecord(units=tuple(store.records), view_files=tuple(files_of_views(store, views)))
-        for store, views in zip(stores, wanted, strict=True)
-    )
-
-
-def _reader(store: FeatureStore, record: StoreRecord) -> FeatureReader:
-    if not record.view_files:
-        return FeatureReader(store, record.units)
-    view = read_view(store, record.view_files)
-    reader = FeatureReader(store, record.units, view)
-    if missing := len(view) - len(reader.catalogue):
-        _log.info("%s: %d of the view's %d sequences are not in the store", store.root, missing, len(view))
-    return reader

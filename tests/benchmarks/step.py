@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import eager
 
 from specx.train.data.batch import Batch
-from specx.train.families.eagle3.draft import Draft
-from specx.train.families.eagle3.objective import Objective, evaluate, step_weights, supervised_anchors
+from specx.train.families.eagle3.draft import Eagle3Draft
+from specx.train.families.eagle3.objective import Objective, unrolled_loss
+from specx.train.families.eagle3.spec import Eagle3Spec
 from specx.train.families.eagle3.unroll import unroll
-from specx.train.families.spec import DraftSpec
 from specx.train.layers.computed_rows import computed_rows
+from specx.train.loss.anchors import supervised_anchors
+from specx.train.loss.metrics import decayed_weights
 from specx.train.loss.target_distribution import Vocabulary
 
 THREADS = 2
@@ -69,9 +71,9 @@ class Step:
 
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
-        self.case, self.weights = case, step_weights(case.steps, 0.8)
+        self.case, self.weights = case, decayed_weights(case.steps, 0.8)
         vocabulary_size = max(VOCABULARY, case.draft_vocabulary)
-        spec = DraftSpec(
+        spec = Eagle3Spec(
             target_architecture="GptOssForCausalLM",
             num_target_layers=6,
             boundaries=BOUNDARIES,
@@ -88,7 +90,7 @@ class Step:
             norm_output=True,
             fc_norm=True,
         )
-        self.draft = Draft(spec)
+        self.draft = Eagle3Draft(spec)
         self.embed_tokens = torch.randn(vocabulary_size, HIDDEN).bfloat16()
         self.vocabulary = Vocabulary(
             d2t=torch.zeros(case.draft_vocabulary, dtype=torch.int64),
@@ -109,10 +111,11 @@ class Step:
             argmax=torch.randint(0, case.draft_vocabulary, shape),
             lse=torch.full(shape, 9.0),
         )
+        self.batch = replace(self.batch, anchors=supervised_anchors(self.batch, case.steps))
 
     def ours(self, *, with_metrics: bool = False) -> None:
         objective = Objective(loss="cross_entropy", step_weights=self.weights)
-        loss, _ = evaluate(
+        loss, _ = unrolled_loss(
             self.draft,
             self.embed_tokens,
             self.batch,
@@ -152,7 +155,7 @@ class Step:
         loss.backward()
 
 
-def unroll_with_sdpa(draft: Draft, embed_tokens: torch.Tensor, batch: Batch, steps: int) -> list[torch.Tensor]:
+def unroll_with_sdpa(draft: Eagle3Draft, embed_tokens: torch.Tensor, batch: Batch, steps: int) -> list[torch.Tensor]:
     """``eager.unroll`` of one document a row, with one call of torch's attention a step."""
     dtype = draft.fc.weight.dtype
     embedded, hidden = draft.embed(batch.input_ids, embed_tokens).to(dtype), draft.fuse(batch.aux_hidden.to(dtype))

@@ -13,8 +13,8 @@ from specx.storage.store import FeatureStore
 from specx.train.config import TrainConfig
 from specx.train.data.batch import read_batch
 from specx.train.data.datamodule import FeatureData
-from specx.train.families.spec import draft_spec
-from specx.train.pipeline import open_corpus, run, store_records
+from specx.train.opening import new_spec, open_corpus, store_records
+from specx.train.pipeline import run
 
 ARCHIVE = Path(__file__).parent / "golden.tar.xz"
 CURVES = Path(__file__).parent / "curves.json"
@@ -69,7 +69,7 @@ def batches(root: Path, name: str) -> list[dict[str, Any]]:
     """Return the batches of a run's first epoch: which sequences, and a hash of every array."""
     config = settings(root, name, root / "unused").model_copy(update={"max_steps": None, "epochs": 1})
     stores = [FeatureStore.open(config.store[0])]
-    spec = draft_spec(config, stores[0].target_directory, stores[0].info.boundaries)
+    spec = new_spec(config, stores[0])
     data = FeatureData(config, open_corpus(stores, store_records(config, stores), spec.boundaries))
     return [
         {"sequences": [list(row) for row in plan], "arrays": hashes(read_batch(data.corpus, plan, data.lengths))}

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ import pytest
 import torch
 
 from specx.train.data.batch import PADDING, Batch
-from specx.train.families.eagle3.draft import Draft
+from specx.train.families.base import DraftModel
+from specx.train.families.eagle1.spec import Eagle1Spec
+from specx.train.families.eagle3.draft import Eagle3Draft
+from specx.train.families.eagle3.spec import Eagle3Spec
+from specx.train.families.registry import family
 from specx.train.families.spec import DraftSpec
+from specx.train.loss.anchors import supervised_anchors
 from specx.train.loss.target_distribution import Vocabulary
 
 YARN = {
@@ -41,9 +47,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_spec(**changes: Any) -> DraftSpec:
-    """Return a draft of hidden size 32 with YaRN from 16 positions."""
-    spec = DraftSpec(
+def make_spec(**changes: Any) -> Eagle3Spec:
+    """Return an EAGLE-3 draft of hidden size 32 with YaRN from 16 positions."""
+    spec = Eagle3Spec(
         target_architecture="GptOssForCausalLM",
         num_target_layers=6,
         boundaries=(1, 3, 5),
@@ -60,19 +66,36 @@ def make_spec(**changes: Any) -> DraftSpec:
         norm_output=True,
         fc_norm=True,
     )
-    return DraftSpec.model_validate(spec.model_dump() | changes)
+    return Eagle3Spec.model_validate(spec.model_dump() | changes)
+
+
+def make_eagle1_spec() -> Eagle1Spec:
+    """Return an EAGLE-1 draft of the same target."""
+    shape = {key: value for key, value in make_spec().model_dump().items() if key in DraftSpec.model_fields}
+    return Eagle1Spec.model_validate(shape | {"method": "eagle1", "boundaries": (), "draft_vocab_size": 50})
+
+
+def new_draft(spec: DraftSpec) -> DraftModel:
+    """Return a draft of any family with random weights."""
+    built: DraftModel = family(spec.method).build(spec)
+    return built
+
+
+def anchored(batch: Batch, steps: int) -> Batch:
+    """Return the batch with the anchors that EAGLE's families draw."""
+    return replace(batch, anchors=supervised_anchors(batch, steps))
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
-def spec(request: pytest.FixtureRequest) -> DraftSpec:
+def spec(request: pytest.FixtureRequest) -> Eagle3Spec:
     return make_spec(**request.param)
 
 
 @pytest.fixture
-def draft(spec: DraftSpec) -> Draft:
+def draft(spec: Eagle3Spec) -> Eagle3Draft:
     """A draft whose every weight is random, the norms' too."""
     torch.manual_seed(1)
-    draft = Draft(spec)
+    draft = Eagle3Draft(spec)
     for weight in draft.parameters():
         is_norm = weight.ndim == 1
         torch.nn.init.normal_(weight, 1.0 if is_norm else 0.0, 0.2 if is_norm else weight.shape[1] ** -0.5)

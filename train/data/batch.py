@@ -6,8 +6,8 @@ the other; what is left of a row is padding.
 Shapes: B rows, T tokens of the longest row, L boundaries, H hidden size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -47,8 +47,10 @@ class Batch:
     """(B, T, K) int64, by falling logit; None where the last hidden states give all logits"""
     topk_logprob: torch.Tensor | None = None
     """(B, T, K) float16, over the target's full vocabulary; None as ``topk_ids``"""
+    anchors: torch.Tensor | None = None
+    """(K, B, T) bool; anchors of each drafted position, drawn by the draft family; None until they are"""
     window_labels: torch.Tensor | None = None
-    """(unrolled steps,) float32; labels that count in all batches that this process adds to the optimizer step; None
+    """(K,) float32; labels that count in all batches that this process adds to the optimizer step; None
     where this is the only one of all processes"""
 
     def to(self, device: torch.device) -> Self:
@@ -70,12 +72,13 @@ def read_batch(
     *,
     labels_only: bool = False,
     buffers: Buffers | None = None,
+    draw_anchors: Callable[[Batch], torch.Tensor] | None = None,
 ) -> Batch:
     """Read the sequences of ``plan`` and pack them; a row of none is one token of padding.
 
     ``lengths`` says how many tokens of each sequence to read. ``labels_only`` reads just what decides which labels
     count: the masks and the argmax; hidden states are then of width 0, and the rest is zeros. The hidden states lie
-    in ``buffers``, if there are any.
+    in ``buffers``, if there are any. ``draw_anchors`` gives the batch its anchors.
     Raises StoreCorruptError where a byte differs from what was committed.
     """
     info = corpus.info
@@ -109,7 +112,7 @@ def read_batch(
             if info.last_hidden:
                 padding.append(plain["last_hidden"][b, start:])
     corpus.read_all(wanted, padding)
-    return Batch(
+    batch = Batch(
         input_ids=torch.from_numpy(input_ids).long(),
         loss_mask=torch.from_numpy(loss_mask).bool(),
         documents=torch.from_numpy(documents),
@@ -121,6 +124,7 @@ def read_batch(
         topk_ids=None if info.last_hidden else torch.from_numpy(plain["topk_ids"].view(np.int32)).long(),
         topk_logprob=None if info.last_hidden else torch.from_numpy(plain["topk_logprob"]),
     )
+    return batch if draw_anchors is None else replace(batch, anchors=draw_anchors(batch))
 
 
 def _empty(buffers: Buffers | None, name: str, shape: tuple[int, ...]) -> Array:

@@ -3,8 +3,11 @@
 Shapes: S sequences of all stores, V target vocabulary.
 """
 
+import functools
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +15,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ...storage.catalog.sequence_id import unit_interval
-from ..config import TrainConfig
 from ..errors import TrainError
+from ..settings import DataSettings
+from .batch import Batch
 from .corpus import Corpus
 from .packing import BatchPlan, BatchShape, batch_shape, drawn, of_rank, of_rank_filled, plan_epoch, shuffled
 from .pinned_buffers import Buffers
@@ -44,21 +48,38 @@ def split_sequences(corpus: Corpus, holdout_fraction: float) -> Split:
     return Split(train=train, holdout=holdout)
 
 
+class AnchorSource(Protocol):
+    """What a draft family does with a batch as it is read."""
+
+    def draw(self, batch: Batch) -> torch.Tensor:
+        """Return the anchors (K, B, T) bool of a batch."""
+        ...
+
+    def count_labels(self, batch: Batch, t2d: torch.Tensor) -> torch.Tensor:
+        """Return (K,) float32: labels that count at a batch's anchors, given the draft vocabulary ``t2d`` (V,) bool."""
+        ...
+
+
 class FeatureData(LightningDataModule):
     """Streams a corpus. One Lightning epoch is the whole run, so a position in it is one number."""
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, batches_per_step: int = 1) -> None:
-        """Plan the run; raise TrainError if there is nothing to train on."""
+    def __init__(
+        self, config: DataSettings, corpus: Corpus, batches_per_step: int = 1, *, anchors: AnchorSource | None = None
+    ) -> None:
+        """Plan the run; raise TrainError if there is nothing to train on.
+
+        ``anchors`` gives batches their anchors and counts their labels; without it they have none.
+        """
         super().__init__()
         self.corpus = corpus
         self.batches_per_step = batches_per_step
         self.split = split_sequences(corpus, config.holdout_fraction)
+        self._anchors = anchors
         self.known: npt.NDArray[np.bool_] | None = None
         """(V,) whether the draft knows a token; needed where an optimizer step has several batches."""
         lengths = corpus.length
         if config.max_length is not None:
             lengths = np.minimum(lengths, config.max_length)
-        self._ttt_steps = config.ttt_steps
         self.lengths: list[int] = lengths.tolist()
         """Tokens of each sequence that are trained on."""
         shape = batch_shape(lengths[np.concatenate((self.split.train, self.split.holdout))], config.batch_tokens)
@@ -88,16 +109,25 @@ class FeatureData(LightningDataModule):
         window = None
         if self.batches_per_step > 1:
             assert self.known is not None
+            assert self._anchors is not None
             window = Window(
-                batches=self.batches_per_step // world_size, steps=self._ttt_steps, t2d=torch.from_numpy(self.known)
+                batches=self.batches_per_step // world_size,
+                count_labels=functools.partial(self._anchors.count_labels, t2d=torch.from_numpy(self.known)),
             )
         plans = of_rank(self.plans, rank, world_size)
-        self.loader = BatchLoader(self.corpus, plans, self.lengths, window=window, buffers=Buffers())
+        self.loader = BatchLoader(
+            self.corpus, plans, self.lengths, window=window, buffers=Buffers(), draw_anchors=self._draw_anchors
+        )
         return self.loader
 
     def val_dataloader(self) -> BatchLoader:
         """Return this process's share of the held-out batches, the same every time."""
-        return BatchLoader(self.corpus, of_rank_filled(self.holdout_plans, *self._place()), self.lengths)
+        plans = of_rank_filled(self.holdout_plans, *self._place())
+        return BatchLoader(self.corpus, plans, self.lengths, draw_anchors=self._draw_anchors)
+
+    @property
+    def _draw_anchors(self) -> Callable[[Batch], torch.Tensor] | None:
+        return None if self._anchors is None else self._anchors.draw
 
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer
@@ -105,7 +135,7 @@ class FeatureData(LightningDataModule):
 
 
 def _run_plans(
-    config: TrainConfig,
+    config: DataSettings,
     corpus: Corpus,
     lengths: npt.NDArray[np.int64],
     sequences: npt.NDArray[np.int64],

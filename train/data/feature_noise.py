@@ -12,12 +12,14 @@ _LENGTH = 512
 
 
 def with_uniform_noise(
-    features: torch.Tensor, batch: Batch, half_width: float, generator: torch.Generator
+    features: torch.Tensor, batch: Batch, half_width: float, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Return ``features`` (B, T, …) of a batch with noise on them, scaled as EAGLE's code does.
 
     It is U(-a, a) * 512 / T, a the half-width and T the length of the token's own sequence.
     """
+    if generator is None:
+        generator = torch.Generator(features.device).manual_seed(torch.initial_seed())
     B, device = len(batch.documents), batch.documents.device
     most = int(batch.documents.max()) + 2
     # A number of its own for each sequence, and for the padding of each row.

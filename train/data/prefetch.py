@@ -8,13 +8,12 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 
-from ..families.eagle3.objective import count_labels
 from .batch import Batch, read_batch
 from .corpus import Corpus
 from .packing import BatchPlan
@@ -36,10 +35,8 @@ class Window:
     """
 
     batches: int
-    steps: int
-    """Unrolled steps, whose labels are counted each for itself"""
-    t2d: torch.Tensor
-    """(V,) bool, the draft vocabulary"""
+    count_labels: Callable[[Batch], torch.Tensor]
+    """Counts the labels (K,) of a batch of which only masks and argmax were read."""
 
 
 class BatchLoader:
@@ -56,9 +53,11 @@ class BatchLoader:
         *,
         window: Window | None = None,
         buffers: Buffers | None = None,
+        draw_anchors: Callable[[Batch], torch.Tensor] | None = None,
     ) -> None:
         """``lengths`` says how many tokens of each sequence are read; with a window batches have ``window_labels``.
 
+        ``draw_anchors`` gives each batch its anchors, once, here in the reader.
         With ``buffers`` the memory of a batch is used again once nothing refers to the batch.
         """
         self._corpus = corpus
@@ -66,6 +65,7 @@ class BatchLoader:
         self._lengths = lengths
         self._window = window
         self._buffers = buffers
+        self._draw_anchors = draw_anchors
         self._start = 0
         self._next = 0
         self.wait_s = 0.0
@@ -123,7 +123,9 @@ class BatchLoader:
                     staged.submit(self._corpus.stage, itertools.chain.from_iterable(later))
                 if self._window is not None and number % self._window.batches == 0:
                     labels = self._labels(self._window, number)
-                batch = read_batch(self._corpus, plan, self._lengths, buffers=self._buffers)
+                batch = read_batch(
+                    self._corpus, plan, self._lengths, buffers=self._buffers, draw_anchors=self._draw_anchors
+                )
                 ready.put(replace(batch, window_labels=labels))
                 # What waits in the queue, and no more, is held.
                 del batch
@@ -135,8 +137,11 @@ class BatchLoader:
     def _labels(self, window: Window, first: int) -> torch.Tensor:
         """Count the labels (K,) of the batches that this process adds to a step, of which ``first`` is the first."""
         plans = self._plans[first : first + window.batches]
-        batches = (read_batch(self._corpus, plan, self._lengths, labels_only=True) for plan in plans)
-        return torch.stack([count_labels(batch, window.t2d, window.steps) for batch in batches]).sum(0)
+        batches = (
+            read_batch(self._corpus, plan, self._lengths, labels_only=True, draw_anchors=self._draw_anchors)
+            for plan in plans
+        )
+        return torch.stack([window.count_labels(batch) for batch in batches]).sum(0)
 
 
 def _drain(ready: "queue.Queue[Batch | BaseException]") -> None:

@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, N = B * T, K drafted tokens, V target vocabulary, Vd d
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,10 @@ from ..data.corpus import Corpus
 from ..data.packing import BatchPlan, batch_shape, plan_epoch
 from ..data.target_head import read_head
 from ..errors import TrainError
-from ..families.eagle1.draft import Eagle1Draft
-from ..families.eagle3.objective import supervised_anchors
-from ..families.eagle3.unroll import unroll
+from ..families.base import StepContext
 from ..families.load import load_draft
-from ..layers.computed_rows import computed_rows
-from ..loss.chunked_loss import Comparison, StepResults, joint_loss
+from ..loss.anchors import supervised_anchors
+from ..loss.metrics import StepResults
 from ..loss.target_distribution import Vocabulary
 from .config import EvaluateConfig
 from .generations import Tally, tally_of
@@ -99,8 +97,6 @@ def estimate(config: EvaluateConfig) -> EstimateSummary:
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     exported = load_draft(Path(config.draft), torch.float32)
     draft = exported.draft
-    if isinstance(draft, Eagle1Draft):
-        raise TrainError(f"{config.draft}: an EAGLE-1 draft cannot be estimated. Give --target, and decode with it.")
     store = FeatureStore.open(config.store)
     info = store.info
     for name in ("hidden_size", "vocab_size"):
@@ -116,9 +112,9 @@ def estimate(config: EvaluateConfig) -> EstimateSummary:
     t2d = torch.zeros(info.vocab_size, dtype=torch.bool)
     t2d[exported.vocabulary] = True
     offsets = exported.vocabulary - torch.arange(len(exported.vocabulary))
-    vocabulary = Vocabulary(offsets, t2d, head.lm_head_rows).to(device)
+    vocabulary = Vocabulary(offsets, t2d, head.lm_head_rows, head.transform).to(device)
     draft = draft.to(device)
-    embed_tokens = head.embed_tokens.to(device)
+    context = StepContext(embed_tokens=head.embed_tokens.to(device), vocabulary=vocabulary, dtype=dtype)
 
     lengths = corpus.length
     tokens: list[int] = lengths.tolist()
@@ -127,23 +123,11 @@ def estimate(config: EvaluateConfig) -> EstimateSummary:
     greedy, text = _Walks(), _Walks()
     sums = torch.zeros(4, steps)
     for plan in plan_epoch(lengths, batch_shape(lengths[chosen], _BATCH_TOKENS), chosen):
-        batch = read_batch(corpus, plan, tokens).to(device)
-        anchors = torch.stack([each.flatten() for each in supervised_anchors(batch, steps)])
-        rows = computed_rows(batch, anchors[0].view_as(batch.documents))
-        comparison = Comparison(
-            batch=batch,
-            rows=rows,
-            anchors=anchors,
-            weights=torch.ones(steps, device=device),
-            vocabulary=vocabulary,
-            loss="cross_entropy",
-            dtype=dtype,
-            with_metrics=True,
-        )
+        batch = read_batch(corpus, plan, tokens)
+        batch = replace(batch, anchors=supervised_anchors(batch, steps)).to(device)
         with torch.inference_mode():
-            outputs = unroll(draft, embed_tokens, batch, rows, steps, dtype)
-            _, results = joint_loss(outputs, draft.lm_head.weight, comparison)
-        sums += _walk_batch(batch, comparison, results, _categories(reader, plan), greedy, text)
+            results = exported.family.predict(draft, batch, context)
+        sums += _walk_batch(batch, results, _categories(reader, plan), greedy, text)
     shares = (sums[1:] / sums[0].clamp(min=1)).tolist()
     return EstimateSummary(
         acceptance_length=round(greedy.total.length, 4),
@@ -168,14 +152,14 @@ def _categories(reader: FeatureReader, plan: BatchPlan) -> list[list[str]]:
 
 def _walk_batch(
     batch: Batch,
-    comparison: Comparison,
     results: StepResults,
     categories: list[list[str]],
     greedy: _Walks,
     text: _Walks,
 ) -> torch.Tensor:
     """Add a batch's walks; return for each step (4, K) anchors, greedy hits, text hits and the summed overlap."""
-    anchors, steps = comparison.anchors, len(comparison.anchors)
+    assert batch.anchors is not None
+    anchors, steps = batch.anchors.flatten(1), len(batch.anchors)
     best, ids = batch.argmax.flatten(), batch.input_ids.flatten()
     # The ends wrap around to where no anchor is.
     is_best = torch.stack([anchors[k] & (results.proposed[k] == best.roll(-k - 1)) for k in range(steps)])

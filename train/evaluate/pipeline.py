@@ -11,14 +11,14 @@ import torch
 import xxhash
 
 from ..errors import TrainError
-from ..families.checkpoint import is_draft as is_of_draft
-from ..families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from ..families.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from ..families.load import recognize
 from .chat_template import ChatTemplate
 from .config import EvaluateConfig
-from .engines.base import DecodingTask, Engine
+from .engines.base import DecodingEngine, DecodingTask
 from .estimate import EstimateSummary, estimate
 from .prompts import Prompt, read_prompts
-from .results_file import Record
+from .results_file import ResultsFile
 from .summary import Compared, EvaluateSummary, summarise
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def run(config: EvaluateConfig) -> EvaluateSummary | EstimateSummary:
         temperature=config.temperature,
         dtype="float32" if is_exact else config.dtype,
     )
-    record = Record(config.out, _settings(config, prompts), prompts)
+    record = ResultsFile(config.out, _settings(config, prompts), prompts)
     measure(config, task, record)
     summary = summarise(
         [
@@ -73,7 +73,7 @@ def run(config: EvaluateConfig) -> EvaluateSummary | EstimateSummary:
     return summary
 
 
-def measure(config: EvaluateConfig, task: DecodingTask, record: Record) -> None:
+def measure(config: EvaluateConfig, task: DecodingTask, record: ResultsFile) -> None:
     """Do the passes that ``record`` lacks."""
     for is_drafted in (True, False):
         if config.engine == "server" and not is_drafted and config.baseline_url is None:
@@ -96,7 +96,9 @@ def measure(config: EvaluateConfig, task: DecodingTask, record: Record) -> None:
                 )
 
 
-def _open_engine(config: EvaluateConfig, task: DecodingTask, *, is_drafted: bool) -> AbstractContextManager[Engine]:
+def _open_engine(
+    config: EvaluateConfig, task: DecodingTask, *, is_drafted: bool
+) -> AbstractContextManager[DecodingEngine]:
     if config.engine == "vllm":
         from .engines import vllm_engine as vllm
 
@@ -130,7 +132,7 @@ def _model_config(path: Path, option: str, *, is_draft: bool) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
         raise TrainError(f"{path}: no readable {CONFIG_FILE}. Give {option} the directory of a model.") from error
-    if is_of_draft(config) != is_draft:
+    if (recognize(config) is not None) != is_draft:
         expected = "a draft that `specx export` wrote" if is_draft else "the target, not a draft"
         raise TrainError(f"{path}: found architectures {config.get('architectures')}; {option} takes {expected}.")
     return config

@@ -43,7 +43,7 @@ PassName = tuple[bool, int]
 """Whether with the draft, and the batch size."""
 
 
-class Record:
+class ResultsFile:
     """The passes of one evaluation, kept in a directory if it has one."""
 
     def __init__(self, out: str | None, settings: Mapping[str, Any], prompts: list[Prompt]) -> None:

@@ -15,8 +15,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from ..errors import TrainError
-from ..families.checkpoint import EAGLE1_ARCHITECTURES, ENGINES, Engine
-from ..families.eagle3.checkpoint import CONFIG_FILE, layer_config
+from ..families.base import DraftFamily
+from ..families.checkpoint import CONFIG_FILE, ENGINES, Engine, layer_config
+from ..families.load import recognize
+from ..families.registry import family
 from ..families.spec import load_spec
 from ..families.targets import architecture_of
 from ..rope.frequencies import Angles
@@ -73,7 +75,7 @@ def check_rope(target: str | Path, draft: str | Path) -> RopeCheck:
     expected = _target_angles(target_config, target)
     try:
         found = {"draft": _trained_angles(layer)}
-        for engine in _engines(config):
+        for engine in _engines(config, draft):
             found[engine] = served_angles(_layer(config, draft), engine)
     except (KeyError, ValueError) as error:
         raise TrainError(
@@ -113,7 +115,9 @@ def _target_config(directory: Path) -> PretrainedConfig:
 
 def _draft_config(directory: Path) -> dict[str, Any]:
     if (directory / _RUN_FILE).exists():
-        return layer_config(load_spec(directory / _RUN_FILE))
+        spec = load_spec(directory / _RUN_FILE)
+        _require_rotary(family(spec.method), directory)
+        return layer_config(spec)
     try:
         config = json.loads((directory / CONFIG_FILE).read_text())
         if not isinstance(config, dict) or not isinstance(config.get(_LAYER, {}), dict):
@@ -133,12 +137,18 @@ def _layer(config: Mapping[str, Any], draft: str | Path) -> LlamaConfig:
         raise TrainError(f"{draft}: not the config of a draft: {_line(error)}. Export it again.") from error
 
 
-def _engines(config: Mapping[str, Any]) -> tuple[Engine, ...]:
+def _engines(config: Mapping[str, Any], draft: str | Path) -> tuple[Engine, ...]:
     """Return those that load the draft at all."""
-    if _LAYER in config:
-        return ("vllm",)
-    names = config.get("architectures") or []
-    return tuple(engine for engine in ENGINES if EAGLE1_ARCHITECTURES[engine] in names) or ENGINES
+    found = recognize(config)
+    if found is None:
+        return ENGINES
+    _require_rotary(found, draft)
+    return found.checkpoint.served_by(config)
+
+
+def _require_rotary(found: DraftFamily[Any, Any, Any], draft: str | Path) -> None:
+    if not found.has_rotary:
+        raise TrainError(f"{draft}: its draft family has no rotary position embedding; there are no angles to compare.")
 
 
 def _target_angles(config: PretrainedConfig, target: str | Path) -> Angles:
@@ -184,7 +194,8 @@ def _verdict(
 
 def _unexpected(layer: LlamaConfig, target: PretrainedConfig, where: str | Path) -> list[str]:
     values = target.to_dict()
-    wanted = draft_rope(values["rope_parameters"], architecture_of(values, str(where))[1], str(where))
+    architecture = architecture_of(values, str(where))[1]
+    wanted = draft_rope(values["rope_parameters"], str(where), has_partial_rotary=architecture.has_partial_rotary)
     found: Mapping[str, Any] = layer.to_dict()["rope_parameters"]
     # Not for truncate, whose absence is worth saying.
     optional = {"beta_fast": 32.0, "beta_slow": 1.0}

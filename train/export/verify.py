@@ -6,7 +6,7 @@ Shapes: Vd draft vocabulary, D head dimension.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import ExportError
-from ..families.checkpoint import Form, form_config, needs_bias, tensor_shapes, written_name
-from ..families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
+from ..families.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Form, layer_of, vocabulary_shapes
+from ..families.registry import family
 from ..families.spec import DraftSpec
 from ..rope.rotary import RotaryEmbedding
 
@@ -38,17 +38,16 @@ class TrainedDraft:
     """By the names of the checkpoint, as trained."""
     vocabulary: torch.Tensor
     """(Vd,) int64, target ids"""
-    inv_freq: torch.Tensor
-    """(D/2,) float32, the rotary frequencies trained with"""
-    attention_scaling: float
-    """The concentration trained with."""
+    rope: dict[str, Any]
+    """Angles trained with: ``inv_freq`` (D/2,) float32 and ``attention_scaling``; empty without rotary embedding."""
 
 
 def check_draft(directory: Path, trained: TrainedDraft, form: Form) -> None:
     """Raise ExportError, naming the first thing that is wrong, unless the files are the trained draft."""
     config = _config(directory / CONFIG_FILE)
     _check_config(directory / CONFIG_FILE, config, trained.spec, form)
-    _check_rope(directory / CONFIG_FILE, config.get("transformer_layer_config", config), trained)
+    if trained.rope:
+        _check_rope(directory / CONFIG_FILE, layer_of(config), trained)
     _check_tensors(directory / WEIGHTS_FILE, _DTYPES[config["dtype"]], trained, form)
 
 
@@ -63,7 +62,10 @@ def _config(path: Path) -> dict[str, Any]:
 def _check_config(path: Path, config: dict[str, Any], spec: DraftSpec, form: Form) -> None:
     if config.get("dtype") not in _DTYPES:
         raise ExportError(f"{path}: dtype is {config.get('dtype')}, expected one of {', '.join(_DTYPES)}")
-    found, expected = dict(_flat(config)), dict(_flat(form_config(spec, config["dtype"], form)))
+    found, expected = (
+        dict(_flat(config)),
+        dict(_flat(family(spec.method).checkpoint.config(spec, config["dtype"], form))),
+    )
     for key, value in expected.items():
         if key not in found:
             raise ExportError(f"{path}: {key} is missing, expected {value}")
@@ -90,7 +92,7 @@ def _check_layer_ids(path: Path, spec: DraftSpec) -> None:
         raise ExportError(f"{path}: layer ids {layers}, expected ascending ids from 1 to {spec.num_target_layers - 1}")
 
 
-def _check_rope(path: Path, config: dict[str, Any], trained: TrainedDraft) -> None:
+def _check_rope(path: Path, config: Mapping[str, Any], trained: TrainedDraft) -> None:
     rope = config["rope_parameters"]
     for key in _FORBIDDEN_KEYS:
         if key in rope:
@@ -98,13 +100,14 @@ def _check_rope(path: Path, config: dict[str, Any], trained: TrainedDraft) -> No
     if rope.get("rope_type") == "yarn" and "truncate" not in rope:
         raise ExportError(f"{path}: rope_parameters.truncate is missing, which engines read as true")
     served = RotaryEmbedding(config["head_dim"], rope)
-    scaling_differs = float(served.attention_scaling) != trained.attention_scaling
-    if not torch.equal(served.inv_freq, trained.inv_freq) or scaling_differs:
+    inv_freq, attention_scaling = trained.rope["inv_freq"], trained.rope["attention_scaling"]
+    scaling_differs = float(served.attention_scaling) != attention_scaling
+    if not torch.equal(served.inv_freq, inv_freq) or scaling_differs:
         last = config["max_position_embeddings"] - 1
-        error = float((served.inv_freq - trained.inv_freq).abs().max()) * last
+        error = float((served.inv_freq - inv_freq).abs().max()) * last
         raise ExportError(
             f"{path}: rope_parameters give angles up to {error:.3g} rad from those trained with at position {last}, "
-            f"and a concentration of {served.attention_scaling:.6f} against {trained.attention_scaling:.6f}"
+            f"and a concentration of {served.attention_scaling:.6f} against {attention_scaling:.6f}"
         )
 
 
@@ -113,10 +116,11 @@ def _check_tensors(path: Path, dtype: torch.dtype, trained: TrainedDraft, form: 
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path}: not readable ({error})") from error
-    weights = {written_name(name, form): weight for name, weight in trained.weights.items()}
-    if needs_bias(trained.spec, form):
-        weights["fc.bias"] = torch.zeros(trained.spec.hidden_size)
-    expected, vocabulary = tensor_shapes(trained.spec, form), vocabulary_shapes(trained.spec)
+    spec, chosen = trained.spec, family(trained.spec.method)
+    files = chosen.checkpoint
+    weights = {files.written_name(name, form): weight for name, weight in trained.weights.items()}
+    weights |= files.constants(spec, form)
+    expected, vocabulary = files.tensor_shapes(spec, form, chosen.weight_shapes(spec)), vocabulary_shapes(spec)
     if missing := sorted(set(expected) - set(tensors)):
         raise ExportError(f"{path}: tensor {missing[0]} is missing; engines would serve it untrained, in silence")
     if unexpected := sorted(set(tensors) - set(expected)):

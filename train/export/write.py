@@ -15,18 +15,16 @@ from ...storage.backends.durable import disk_errors, fsync_tree, temporary_name
 from ..data.draft_vocabulary import membership, offsets
 from ..errors import ExportError
 from ..families.checkpoint import (
+    CONFIG_FILE,
     ENGINES,
+    WEIGHTS_FILE,
     Engine,
     Form,
     Format,
-    form_config,
-    needs_bias,
     require_servable,
-    tensor_shapes,
-    written_name,
+    vocabulary_shapes,
 )
-from ..families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE, vocabulary_shapes
-from ..families.spec import DraftSpec
+from ..families.registry import family
 from ..loop.checkpoint import load_checkpoint
 from ..loop.run_directory import RunDirectory
 from .verify import TrainedDraft, check_draft
@@ -57,7 +55,7 @@ def export(
     dtype: Dtype = "bfloat16",
     checkpoint: Checkpoint | None = None,
     *,
-    format: Format = "eagle3",  # noqa: A002 - the option's name
+    format: Format = "native",  # noqa: A002 - the option's name
     engine: Engine | Literal["both"] = "both",
     target: str | None = None,
 ) -> ExportSummary:
@@ -71,7 +69,9 @@ def export(
     chosen = checkpoint or ("best" if directory.best_checkpoint.exists() else "last")
     trained = read_trained(directory, chosen)
     spec = trained.spec
-    engines = require_servable(spec, format, ENGINES if engine == "both" else (engine,), str(run))
+    chosen_family = family(spec.method)
+    checkpoint_files = chosen_family.checkpoint
+    engines = require_servable(checkpoint_files, spec, format, ENGINES if engine == "both" else (engine,), str(run))
     form = Form(format=format, engines=engines, target=target)
     destination = Path(out).absolute()
     if destination.exists():
@@ -87,12 +87,12 @@ def export(
             raise ExportError(f"{destination}: the weights cannot be written ({error}). Free some space.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    if spec.sliding_window is not None and "sglang" in engines:
-        _log.info(
-            "SGLang takes the draft's window by an option: --speculative-draft-window-size %d", spec.sliding_window - 1
-        )
+    if not engines:
+        _log.info("%s: no engine serves a draft of method %s; our own chain does", destination, spec.method)
+    for hint in checkpoint_files.serving_hints(spec, engines):
+        _log.info(hint)
     return ExportSummary(
-        tensors=len(tensor_shapes(spec, form)),
+        tensors=len(checkpoint_files.tensor_shapes(spec, form, chosen_family.weight_shapes(spec))),
         bytes=sum(file.stat().st_size for file in destination.iterdir()),
         engines=list(engines),
         checkpoint=chosen,
@@ -112,23 +112,21 @@ def read_trained(directory: RunDirectory, which: Checkpoint = "last") -> Trained
         spec=spec,
         weights=weights,
         vocabulary=d2t + torch.arange(len(d2t)),
-        inv_freq=checkpoint["rope"]["inv_freq"],
-        attention_scaling=checkpoint["rope"]["attention_scaling"],
+        rope=checkpoint["rope"],
     )
 
 
 def write_draft(directory: Path, trained: TrainedDraft, dtype: Dtype, form: Form) -> None:
     """Write config and weights, unchecked."""
-    spec: DraftSpec = trained.spec
+    spec, files = trained.spec, family(trained.spec.method).checkpoint
     kind = getattr(torch, dtype)
-    tensors = {written_name(name, form): tensor.to(kind).contiguous() for name, tensor in trained.weights.items()}
-    if needs_bias(spec, form):
-        tensors["fc.bias"] = torch.zeros(spec.hidden_size, dtype=kind)
+    tensors = {files.written_name(name, form): tensor.to(kind).contiguous() for name, tensor in trained.weights.items()}
+    tensors |= {name: tensor.to(kind) for name, tensor in files.constants(spec, form).items()}
     if vocabulary_shapes(spec):
         ids = trained.vocabulary.numpy()
         tensors["d2t"] = torch.from_numpy(offsets(ids))
         tensors["t2d"] = torch.from_numpy(membership(ids, spec.vocab_size))
     directory.mkdir(parents=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(form_config(spec, dtype, form), indent=2) + "\n")
+    (directory / CONFIG_FILE).write_text(json.dumps(files.config(spec, dtype, form), indent=2) + "\n")
     # transformers, and vLLM through it, ask for the framework.
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -1,11 +1,13 @@
-"""An exported draft, read back; and a run's first weights from one.
+"""An exported draft of any family, read back; and a run's first weights from one.
 
 Shapes: V target vocabulary, Vd draft vocabulary, H hidden size.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,39 +15,53 @@ from safetensors.torch import load_file
 
 from ..data.target_head import TargetHead
 from ..errors import TrainError
-from .checkpoint import spec_of, trained_name
-from .eagle1.draft import Eagle1Draft
-from .eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE, weight_shapes
-from .eagle3.draft import Draft
+from .base import DraftFamily, DraftModel
+from .checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from .registry import families, family
 from .spec import DraftSpec
-
-AnyDraft = Draft | Eagle1Draft
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportedDraft:
     """A draft read back from its checkpoint."""
 
-    draft: AnyDraft
+    draft: DraftModel
+    """The torch module; ``draft.spec`` is what it is."""
     vocabulary: torch.Tensor
     """(Vd,) int64, target ids"""
 
+    @property
+    def spec(self) -> DraftSpec:
+        """What the draft is."""
+        return self.draft.spec
 
-def new_draft(spec: DraftSpec) -> AnyDraft:
-    """Return a draft with random weights."""
-    return Eagle1Draft(spec) if spec.method == "eagle1" else Draft(spec)
+    @property
+    def family(self) -> DraftFamily[Any, Any, Any]:
+        """The draft's family."""
+        return family(self.spec.method)
 
 
-def load_draft(directory: Path, dtype: torch.dtype) -> ExportedDraft:
-    """Read an exported draft of any form; raise TrainError if the directory holds none."""
+def recognize(config: Mapping[str, Any]) -> DraftFamily[Any, Any, Any] | None:
+    """Return the family of the draft that a ``config.json`` describes; None if it is no draft's."""
+    return next((each for each in families().values() if each.checkpoint.recognizes(config)), None)
+
+
+def load_draft(directory: str | Path, dtype: torch.dtype = torch.float32) -> ExportedDraft:
+    """Read an exported draft of any family and form; raise TrainError if the directory holds none."""
+    directory = Path(directory)
     try:
         config = json.loads((directory / CONFIG_FILE).read_text())
-        tensors = {trained_name(name, config): tensor for name, tensor in load_file(directory / WEIGHTS_FILE).items()}
-        spec = spec_of(config, trained_embeddings="embed_tokens.weight" in tensors)
+        found = recognize(config)
+        if found is None:
+            raise ValueError(f"architectures {config.get('architectures')} are no draft's")
+        written = load_file(directory / WEIGHTS_FILE)
+        tensors = {found.checkpoint.trained_name(name, config): tensor for name, tensor in written.items()}
+        spec = found.checkpoint.spec_of(config, tensors.keys())
         d2t = tensors.pop("d2t", torch.zeros(spec.draft_vocab_size, dtype=torch.int64))
-        tensors.pop("t2d", None)
-        tensors.pop("fc.bias", None)
-        draft = new_draft(spec)
+        draft: DraftModel = found.build(spec)
+        # Engines want them; a draft needs neither.
+        for name in ("t2d", *found.checkpoint.constant_names):
+            tensors.pop(name, None)
         draft.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -59,13 +75,13 @@ def load_first(directory: Path, spec: DraftSpec) -> ExportedDraft:
     Raises TrainError if it does not fit, naming the first thing that differs.
     """
     first = load_draft(directory, torch.float32)
-    found = first.draft.spec
+    found = first.spec
     for key in ("method", "boundaries", "vocab_size"):
         ours, theirs = spec.model_dump()[key], found.model_dump()[key]
         if ours != theirs:
             raise TrainError(f"{directory}: its {key} is {theirs}, this run's {ours}. Start from another draft.")
-    wanted = weight_shapes(spec.model_copy(update={"draft_vocab_size": found.draft_vocab_size}))
-    given = weight_shapes(found)
+    wanted = first.family.weight_shapes(spec.model_copy(update={"draft_vocab_size": found.draft_vocab_size}))
+    given = first.family.weight_shapes(found)
     for name in sorted(set(wanted) | set(given)):
         # Embeddings that are to be trained start from the target's.
         if wanted.get(name) != given.get(name) and not (name == "embed_tokens.weight" and name not in given):
@@ -76,12 +92,8 @@ def load_first(directory: Path, spec: DraftSpec) -> ExportedDraft:
     return first
 
 
-def set_first_weights(draft: AnyDraft, head: TargetHead, first: ExportedDraft | None) -> None:
-    """Fill in what does not start at random: the target's head and embeddings, or a whole earlier draft."""
-    if isinstance(draft, Draft):
-        with torch.no_grad():
-            draft.lm_head.weight.copy_(head.lm_head_rows)
-            if draft.spec.trained_embeddings:
-                draft.embed_tokens.weight.copy_(head.embed_tokens)
+def set_first_weights(draft: DraftModel, head: TargetHead, first: ExportedDraft | None) -> None:
+    """Fill in what does not start at random: what a family takes of the target, or a whole earlier draft."""
+    family(draft.spec.method).initialize(draft, head)
     if first is not None:
         draft.load_state_dict(first.draft.state_dict(), strict=False)

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..families.spec import DraftSpec
 from ..rope.rotary import rotate
 
 
@@ -22,18 +21,14 @@ class RMSNorm(nn.RMSNorm):
 class DraftAttention(nn.Module):
     """Projections of the one attention."""
 
-    def __init__(self, spec: DraftSpec, width: int) -> None:
-        """``width`` is that of the inputs."""
+    def __init__(self, *, width: int, heads: int, kv_heads: int, head_dim: int, hidden_size: int) -> None:
+        """``width`` is that of the inputs, ``hidden_size`` that of the outputs."""
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            spec.num_attention_heads,
-            spec.num_key_value_heads,
-            spec.head_dim,
-        )
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, spec.hidden_size, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden_size, bias=False)
 
     def project(
         self, inputs: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor

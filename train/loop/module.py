@@ -16,20 +16,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from ..config import TrainConfig
 from ..data.batch import PADDING, Batch
 from ..data.datamodule import FeatureData
-from ..data.feature_noise import with_uniform_noise
 from ..errors import NotFiniteError
-from ..families.eagle1.draft import Eagle1Draft, evaluate_eagle1
-from ..families.eagle3.objective import (
-    Objective,
-    StepCounts,
-    evaluate,
-    metrics,
-    normalised_weights,
-    step_weights,
-    total_loss,
-)
-from ..families.load import new_draft
+from ..families.base import DraftModel, StepContext
+from ..families.registry import family
 from ..families.spec import DraftSpec
+from ..loss.metrics import StepCounts, metrics, total_loss
 from ..loss.target_distribution import Vocabulary
 from .checkpoint import rewind
 
@@ -51,12 +42,9 @@ class DraftModule(LightningModule):
         super().__init__()
         self._config = config
         self._steps = steps
-        weights = config.step_weights
-        self._objective = Objective(
-            loss=config.loss,
-            step_weights=normalised_weights(weights) if weights else step_weights(config.ttt_steps, config.step_decay),
-        )
-        self.draft = new_draft(spec)
+        self._family = family(spec.method)
+        self._loss_weights = self._family.loss_weights(config.draft)
+        self.draft: DraftModel = self._family.build(spec)
         self.vocabulary = vocabulary
         # The target's and frozen: in the store, not in the checkpoints.
         self.register_buffer("embed_tokens", embed_tokens, persistent=False)
@@ -83,30 +71,15 @@ class DraftModule(LightningModule):
         ``labels`` (K,) are those of the whole optimizer step, if it has other batches; without ``with_metrics`` there
         may be no sums.
         """
-        if isinstance(self.draft, Eagle1Draft):
-            assert batch.last_hidden is not None
-            dtype = self.draft.fc.weight.dtype
-            counts = evaluate_eagle1(
-                self.draft,
-                self.draft.embed(batch.input_ids, self.embed_tokens).to(dtype),
-                self._noisy(batch.last_hidden.to(dtype), batch),
-                batch,
-                self.vocabulary,
-                logit_loss_weight=self._config.logit_loss_weight,
-            )
-            return total_loss(counts, self._objective.step_weights, labels), counts
-        batch = dataclasses.replace(batch, aux_hidden=self._noisy(batch.aux_hidden, batch))
         device = batch.input_ids.device.type
-        return evaluate(
-            self.draft,
-            self.embed_tokens,
-            batch,
-            self.vocabulary,
-            self._objective,
+        context = StepContext(
+            embed_tokens=self.embed_tokens,
+            vocabulary=self.vocabulary,
             dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32,
             labels=labels,
             with_metrics=with_metrics,
         )
+        return self._family.step(self.draft, batch, self._config.draft, context)
 
     @property
     def batches_per_step(self) -> int:
@@ -193,7 +166,7 @@ class DraftModule(LightningModule):
         """Log what the held-out sequences gave."""
         assert self._validation is not None
         counts = self._summed_counts(self._validation)
-        loss = total_loss(counts, self._objective.step_weights).item()
+        loss = total_loss(counts, self._loss_weights).item()
         if not math.isfinite(loss):
             what = f"loss {loss} of the held-out sequences behind step {self.global_step}"
             raise NotFiniteError(what, step=self.global_step, is_held_out=True)
@@ -229,10 +202,7 @@ class DraftModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the angles as trained, which the export compares, and the run's totals."""
         rotary = self.draft.rotary
-        checkpoint["rope"] = {
-            "inv_freq": rotary.inv_freq.cpu(),
-            "attention_scaling": float(rotary.attention_scaling),
-        }
+        checkpoint["rope"] = {} if rotary is None else rotary.angles()
         checkpoint["totals"] = {
             "tokens": self.tokens_trained,
             "seconds": self.seconds_trained,
@@ -245,14 +215,6 @@ class DraftModule(LightningModule):
         self.seconds_trained = checkpoint["totals"]["seconds"]
         self.last_metrics = checkpoint["totals"]["metrics"]
         rewind(checkpoint, self.trainer.accumulate_grad_batches)
-
-    def _noisy(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Put the noise of this place in the run on ``features`` (B, T, …), in training only."""
-        half_width = self._config.feature_noise if self.training else 0.0
-        if not half_width:
-            return features
-        generator = torch.Generator(self.device).manual_seed(torch.initial_seed())
-        return with_uniform_noise(features, batch, half_width, generator)
 
     def _clip(self, largest: float) -> torch.Tensor:
         """Scale the gradient down to a norm of at most ``largest``; return its norm before."""

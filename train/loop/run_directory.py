@@ -145,4 +145,4 @@ class RunDirectory:
 
 def run_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that decide what a run computes."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE_SETTINGS}
+    return {key: value for key, value in config.flat().items() if key not in _FREE_SETTINGS}

@@ -20,6 +20,7 @@ from ..data.draft_vocabulary import membership, offsets
 from ..data.target_head import read_head
 from ..errors import NotFiniteError
 from ..families.load import load_first, set_first_weights
+from ..families.registry import family
 from ..loss.target_distribution import Vocabulary
 from .callbacks import Checkpoints, ProgressLines
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -59,7 +60,12 @@ def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus, data: Feat
     ``data`` is the run's, if it is planned already: of a large corpus that takes seconds.
     """
     if data is None:
-        data = FeatureData(config, corpus, directory.record().batches_per_step)
+        data = FeatureData(
+            config,
+            corpus,
+            directory.record().batches_per_step,
+            anchors=family(config.method).anchors(config.draft),
+        )
     data.known = membership(directory.vocabulary(), corpus.info.vocab_size)
     precision = config.precision
     if precision == "auto":
@@ -146,6 +152,7 @@ def _module(config: TrainConfig, directory: RunDirectory, corpus: Corpus, steps:
         d2t=torch.from_numpy(offsets(ids)),
         t2d=torch.from_numpy(membership(ids, spec.vocab_size)),
         target_head=head.lm_head_rows.to(dtype),
+        head_transform=head.transform,
     )
     seed_everything(config.seed, verbose=False)
     module = DraftModule(config, spec, vocabulary, head.embed_tokens, steps)

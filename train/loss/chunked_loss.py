@@ -11,15 +11,18 @@ tokens of a chunk, M = K * C, H hidden size, Vd draft vocabulary.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..data.batch import Batch
+from ..data.target_head import HeadTransform
 from ..layers.computed_rows import Rows
 from ..layers.linear import product
-from .divergences import LossName, row_losses
+from .divergences import row_losses
+from .metrics import StepCounts, StepResults
+from .names import LossName
 from .target_distribution import Labels, Vocabulary, labels
 
 _CPU_ROWS, _GPU_ROWS = 512, 4096
@@ -45,20 +48,8 @@ class Comparison:
     """Matrices are multiplied in it."""
     with_metrics: bool
     """Whether proposals and overlaps are wanted; they cost as much as a tenth of the step."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepResults:
-    """What the comparison found, without gradients."""
-
-    sums: torch.Tensor
-    """(K,) float32, losses summed over the labels of each step"""
-    counts: torch.Tensor
-    """(K,) float32, labels of each step"""
-    proposed: torch.Tensor
-    """(K, N) int64, the target id of the draft's best token at each anchor; -1 where it was not looked at"""
-    overlap: torch.Tensor
-    """(K,) float32, Σ min(p, q) over the anchors of each step, p over the target's full vocabulary"""
+    draft_transform: HeadTransform = field(default_factory=HeadTransform)
+    """Applied to the draft's logits: the target's, where the draft has the target's head. Without gradients only."""
 
 
 def joint_loss(
@@ -200,6 +191,9 @@ class _Chunks:
         target = labels(comparison.batch, chunk.tokens, comparison.vocabulary, comparison.dtype)
         narrow = product(chunk.hidden, self._weight)
         logits = narrow if narrow.dtype == torch.float32 else self._take_room("logits", chunk).copy_(narrow)
+        if comparison.draft_transform != HeadTransform():
+            assert not needs_grad
+            logits = comparison.draft_transform(logits)
         if comparison.with_metrics:
             self._measure(chunk, logits, target)
         if comparison.loss == "cross_entropy" and target.ids is None:
@@ -257,3 +251,30 @@ def _by_autograd(
 def _chunk_tokens(steps: int, device: str) -> int:
     """Return how many tokens make a chunk."""
     return max(_TILE, (_CPU_ROWS if device == "cpu" else _GPU_ROWS) // steps // _TILE * _TILE)
+
+
+def step_counts(comparison: Comparison, results: StepResults) -> list[StepCounts]:
+    """Return the sums of each step; ``results`` are with metrics."""
+    counts = []
+    batch = comparison.batch
+    best, text = batch.argmax.flatten(), batch.input_ids.flatten()
+    greedy_so_far = text_so_far = torch.ones_like(comparison.anchors[0])
+    for step, (anchors, proposed) in enumerate(zip(comparison.anchors, results.proposed, strict=True)):
+        # The ends wrap around to where no anchor is.
+        greedy = anchors & (proposed == best.roll(-step - 1))
+        same = anchors & (proposed == text.roll(-step - 2))
+        greedy_so_far, text_so_far = greedy_so_far & greedy, text_so_far & same
+        sums = torch.stack((anchors, greedy, same, greedy_so_far, text_so_far)).sum(1).float()
+        counts.append(
+            StepCounts(
+                anchors=sums[0],
+                greedy_hits=sums[1],
+                text_hits=sums[2],
+                greedy_prefixes=sums[3],
+                text_prefixes=sums[4],
+                overlap=results.overlap[step],
+                loss=results.sums[step],
+                labels=results.counts[step],
+            )
+        )
+    return counts

@@ -7,11 +7,12 @@ Shapes: M rows, S outcomes.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-LossName = Literal["cross_entropy", "forward_kl", "reverse_kl", "total_variation", "lk_alpha", "lk_lambda"]
+from .names import LossName
+
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 
 LK_ETA = 3.0

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..data.batch import Batch
+from ..data.target_head import HeadTransform
 from ..layers.linear import product
 
 IMPOSSIBLE = -1e30
@@ -29,13 +30,24 @@ class Vocabulary(nn.Module):
     t2d: torch.Tensor
     target_head: torch.Tensor
 
-    def __init__(self, d2t: torch.Tensor, t2d: torch.Tensor, target_head: torch.Tensor) -> None:
+    def __init__(
+        self,
+        d2t: torch.Tensor,
+        t2d: torch.Tensor,
+        target_head: torch.Tensor,
+        head_transform: HeadTransform | None = None,
+    ) -> None:
         """``d2t`` (Vd,) int64 offsets, ``t2d`` (V,) bool, ``target_head`` (Vd, H): the target's rows."""
         super().__init__()
+        self.head_transform = head_transform or HeadTransform()
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", t2d)
         # Comes from the store again on resume.
         self.register_buffer("target_head", target_head, persistent=False)
+
+    def target_logits(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the target's logits (M, Vd) float32 over the draft vocabulary, of last hidden states (M, H)."""
+        return self.head_transform(product(hidden.to(dtype), self.target_head.to(dtype)).float())
 
     def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Map draft ids to target ids, any shape."""
@@ -90,8 +102,7 @@ class Labels:
 def labels(batch: Batch, tokens: torch.Tensor, vocabulary: Vocabulary, dtype: torch.dtype) -> Labels:
     """Return the labels of some tokens (C,) of the flattened batch; matrices are multiplied in ``dtype``."""
     if batch.last_hidden is not None:
-        hidden = batch.last_hidden.flatten(0, 1)[tokens].to(dtype)
-        logits = product(hidden, vocabulary.target_head.to(dtype)).float()
+        logits = vocabulary.target_logits(batch.last_hidden.flatten(0, 1)[tokens], dtype)
         return Labels(logits=logits, log_sum=batch.lse.flatten()[tokens][:, None], ids=None)
     assert batch.topk_ids is not None
     assert batch.topk_logprob is not None

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from ..errors import TrainError
-from ..families.targets import Architecture
 from .frequencies import ROPE_TYPES, concentration, frequencies, mscale
 
 
-def draft_rope(rope: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, Any]:
+def draft_rope(rope: Mapping[str, Any], where: str, *, has_partial_rotary: bool) -> dict[str, Any]:
     """Return the target's rope as the draft's config has it: every default that readers differ in spelled out.
 
+    ``has_partial_rotary`` is whether the target honours ``partial_rotary_factor``.
     Raises TrainError for a rope that the draft's layer, or an engine, would not compute as the target does.
     """
     given = {key: value for key, value in rope.items() if value is not None}
@@ -31,7 +31,7 @@ def draft_rope(rope: Mapping[str, Any], architecture: Architecture, where: str) 
             "Drafts of this target are not supported."
         )
     # What the target ignores its draft would honour.
-    if given.get("partial_rotary_factor", 1.0) == 1.0 or not architecture.has_partial_rotary:
+    if given.get("partial_rotary_factor", 1.0) == 1.0 or not has_partial_rotary:
         given.pop("partial_rotary_factor", None)
     if given["rope_type"] != "yarn":
         return given
@@ -58,6 +58,10 @@ class RotaryEmbedding(nn.Module):
         rotated = int(head_dim * (rope.get("partial_rotary_factor") or 1.0))
         self.register_buffer("inv_freq", frequencies(rope, rotated), persistent=False)
         self.attention_scaling = concentration(rope)
+
+    def angles(self) -> dict[str, Any]:
+        """Return what the angles come to, as a checkpoint keeps it: inv_freq (R/2,) on the CPU, attention_scaling."""
+        return {"inv_freq": self.inv_freq.cpu(), "attention_scaling": float(self.attention_scaling)}
 
     @torch.no_grad()
     def forward(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

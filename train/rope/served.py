@@ -11,12 +11,13 @@ Shapes: R dimensions of a head that are rotated.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from transformers import LlamaConfig
 
-from ..families.checkpoint import Engine
 from .frequencies import Angles, concentration, frequencies, mscale
+
+Engine = Literal["vllm", "sglang"]
 
 
 def served_angles(config: LlamaConfig, engine: Engine) -> Angles:

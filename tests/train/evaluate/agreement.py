@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specx.train.evaluate.engines.transformers_engine import CachedTarget
-from specx.train.families.decoder import DraftDecoder
-from specx.train.families.load import ExportedDraft, load_draft, new_draft
+from specx.train.families.load import ExportedDraft, load_draft
 
 DRAFTED = 3
 
@@ -48,7 +47,7 @@ def agreement(job: Job, served: Served, **changes: Any) -> tuple[int, int]:
     model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.float32, local_files_only=True)
     exported = load_draft(job.draft, torch.float32)
     if changes:
-        other = new_draft(exported.draft.spec.model_copy(update=changes)).eval()
+        other = exported.family.build(exported.spec.model_copy(update=changes)).eval()
         other.load_state_dict(exported.draft.state_dict(), strict=False)
         exported = ExportedDraft(draft=other, vocabulary=exported.vocabulary)
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -57,7 +56,7 @@ def agreement(job: Job, served: Served, **changes: Any) -> tuple[int, int]:
         whole = ids + request["output"]
         following, features = CachedTarget(model, exported.draft.spec.boundaries).forward(whole)
         assert following[len(ids) - 1 : -1] == request["output"], "the engine's output is the target's own"
-        decoder = DraftDecoder(exported, embeddings, head)
+        decoder = exported.family.proposer(exported.draft, exported.vocabulary, embeddings, head)
         taken, known = 0, len(ids) + 1
         for proposed in request["proposals"]:
             decoder.extend(whole[taken + 1 : known], features[taken : known - 1])

@@ -18,7 +18,7 @@ from specx.train.evaluate.prompts import read_prompts
 from specx.train.export.verify import TrainedDraft
 from specx.train.export.write import export, read_trained, write_draft
 from specx.train.families.checkpoint import Form
-from specx.train.families.eagle3.draft import Draft
+from specx.train.families.eagle3.draft import Eagle3Draft
 from specx.train.loop.run_directory import RunDirectory
 from specx.train.pipeline import run as train
 
@@ -68,7 +68,7 @@ def served_variants(
     for name, settings in VARIANTS.items():
         run, draft = folder / name / "run", folder / name / "draft"
         train(TrainConfig.model_validate({"store": str(tiny_store), "out": str(run)} | STEPS | settings))
-        form = "speculators" if name.startswith("speculators") else "eagle3"
+        form = "speculators" if name.startswith("speculators") else "native"
         summary = export(run, draft, dtype="float32", format=form)
         assert summary.engines == (["vllm", "sglang"] if name in SGLANG_TOO else ["vllm"])
         jobs[name] = Job(target=target, draft=draft, prompts=prompts)
@@ -129,10 +129,9 @@ def write_untrained(path: Path, trained_run: Path) -> None:
     torch.manual_seed(0)
     untrained = TrainedDraft(
         spec=trained.spec,
-        weights={name: weight.detach() for name, weight in Draft(trained.spec).named_parameters()},
+        weights={name: weight.detach() for name, weight in Eagle3Draft(trained.spec).named_parameters()},
         vocabulary=trained.vocabulary,
-        inv_freq=trained.inv_freq,
-        attention_scaling=trained.attention_scaling,
+        rope=trained.rope,
     )
     write_draft(path, untrained, "float32", Form())
 

@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from specx.train.data.batch import Batch
-from specx.train.families.eagle3.draft import Draft
-from specx.train.families.eagle3.objective import supervised_anchors
+from specx.train.families.eagle3.draft import Eagle3Draft
+from specx.train.loss.anchors import supervised_anchors
 from specx.train.loss.target_distribution import Vocabulary
 
 
 def unroll(
-    draft: Draft,
+    draft: Eagle3Draft,
     embedded: torch.Tensor,
     aux_hidden: torch.Tensor,
     positions: torch.Tensor,
@@ -76,7 +76,7 @@ def attend(
 
 
 def loss(
-    draft: Draft,
+    draft: Eagle3Draft,
     embed_tokens: torch.Tensor,
     batch: Batch,
     vocabulary: Vocabulary,
@@ -90,7 +90,7 @@ def loss(
 
 
 def loss_of(
-    draft: Draft,
+    draft: Eagle3Draft,
     outputs: list[torch.Tensor],
     batch: Batch,
     vocabulary: Vocabulary,

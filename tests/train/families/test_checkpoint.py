@@ -11,13 +11,12 @@ from safetensors.torch import load_file
 from specx.train.errors import ExportError
 from specx.train.export.verify import TrainedDraft, check_draft
 from specx.train.export.write import write_draft
-from specx.train.families.checkpoint import Form, require_servable, vllm_method
-from specx.train.families.load import load_draft, new_draft
+from specx.train.families.checkpoint import Engine, Form, Format, require_servable
+from specx.train.families.load import load_draft, recognize
+from specx.train.families.registry import family
 from specx.train.families.spec import DraftSpec
 
-from ..conftest import VARIANTS, make_spec
-
-EAGLE1 = {"method": "eagle1", "boundaries": (), "draft_vocab_size": 50, "norm_output": False, "fc_norm": False}
+from ..conftest import VARIANTS, make_eagle1_spec, make_spec, new_draft
 
 
 def trained(spec: DraftSpec) -> TrainedDraft:
@@ -27,12 +26,15 @@ def trained(spec: DraftSpec) -> TrainedDraft:
         spec=spec,
         weights=dict(draft.state_dict()),
         vocabulary=torch.arange(spec.draft_vocab_size),
-        inv_freq=draft.rotary.inv_freq,
-        attention_scaling=float(draft.rotary.attention_scaling),
+        rope=draft.rotary.angles(),
     )
 
 
-FORMS = {"eagle3": Form(), "speculators": Form(format="speculators", engines=("vllm",), target="org/target")}
+def served(spec: DraftSpec, chosen: Format, engines: tuple[Engine, ...]) -> tuple[Engine, ...]:
+    return require_servable(family(spec.method).checkpoint, spec, chosen, engines, "run")
+
+
+FORMS = {"native": Form(), "speculators": Form(format="speculators", engines=("vllm",), target="org/target")}
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
@@ -55,11 +57,13 @@ def test_a_draft_read_back_is_the_one_written(tmp_path: Path, form: Form, change
     [("vllm", "EagleLlamaForCausalLM", 9), ("sglang", "LlamaForCausalLMEagle", 10)],
 )
 def test_eagle1_is_written_as_its_engine_wants_it(tmp_path: Path, engine: Any, architecture: str, tensors: int) -> None:
-    draft, form = trained(make_spec(**EAGLE1)), Form(engines=(engine,))
+    draft, form = trained(make_eagle1_spec()), Form(engines=(engine,))
     write_draft(tmp_path / "draft", draft, "float32", form)
     check_draft(tmp_path / "draft", draft, form)
     config = json.loads((tmp_path / "draft" / "config.json").read_text())
-    assert (config["architectures"], vllm_method(config)) == ([architecture], "eagle")
+    found = recognize(config)
+    assert found is not None
+    assert (config["architectures"], found.checkpoint.vllm_method()) == ([architecture], "eagle")
     written = load_file(tmp_path / "draft" / "model.safetensors")
     assert len(written) == tensors
     assert "lm_head.weight" not in written
@@ -81,22 +85,22 @@ def test_eagle1_is_written_as_its_engine_wants_it(tmp_path: Path, engine: Any, a
 def test_what_sglang_cannot_serve_is_refused_there_and_written_for_vllm(changes: dict[str, Any], reason: str) -> None:
     spec = make_spec(**changes)
     with pytest.raises(ExportError, match=f"run: this draft cannot be served by sglang: .*{reason}"):
-        require_servable(spec, "eagle3", ("sglang",), "run")
-    assert require_servable(spec, "eagle3", ("vllm", "sglang"), "run") == ("vllm",)
+        served(spec, "native", ("sglang",))
+    assert served(spec, "native", ("vllm", "sglang")) == ("vllm",)
 
 
 def test_one_directory_is_for_both_engines_but_for_eagle1() -> None:
-    assert require_servable(make_spec(), "eagle3", ("vllm", "sglang"), "run") == ("vllm", "sglang")
-    assert require_servable(make_spec(**EAGLE1), "eagle3", ("vllm", "sglang"), "run") == ("vllm",)
-    assert require_servable(make_spec(**EAGLE1), "eagle3", ("sglang",), "run") == ("sglang",)
+    assert served(make_spec(), "native", ("vllm", "sglang")) == ("vllm", "sglang")
+    assert served(make_eagle1_spec(), "native", ("vllm", "sglang")) == ("vllm",)
+    assert served(make_eagle1_spec(), "native", ("sglang",)) == ("sglang",)
 
 
 def test_the_speculators_format_is_for_vllm_and_eagle3() -> None:
-    assert require_servable(make_spec(), "speculators", ("vllm", "sglang"), "run") == ("vllm",)
-    with pytest.raises(ExportError, match="sglang: it does not read the speculators format; choose --format eagle3"):
-        require_servable(make_spec(), "speculators", ("sglang",), "run")
+    assert served(make_spec(), "speculators", ("vllm", "sglang")) == ("vllm",)
+    with pytest.raises(ExportError, match="sglang: it does not read the speculators format; choose --format native"):
+        served(make_spec(), "speculators", ("sglang",))
     with pytest.raises(ExportError, match="no EAGLE-1 that it reads"):
-        require_servable(make_spec(**EAGLE1), "speculators", ("vllm", "sglang"), "run")
+        served(make_eagle1_spec(), "speculators", ("vllm", "sglang"))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from transformers import GptOssConfig, LlamaConfig, Phi3Config, Qwen3Config, Qwe
 from specx.extract.target import ARCHITECTURES
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
-from specx.train.families.spec import DraftSpec, draft_spec, load_spec, save_spec
-from specx.train.families.targets import TARGETS
+from specx.train.families.base import StoredFeatures
+from specx.train.families.registry import family
+from specx.train.families.spec import DraftSpec, load_spec, save_spec
+from specx.train.families.targets import TARGETS, read_target
 
 GEOMETRY = {
     "hidden_size": 64,
@@ -46,7 +48,15 @@ GPT_OSS_ON_THE_HUB = {
 def derived(folder: Path, config: Any, architecture: str, **settings: Any) -> DraftSpec:
     config.architectures = [architecture]
     config.save_pretrained(folder)
-    return draft_spec(TrainConfig(store="store", out="out", **settings), folder, (2, 4, 5))
+    return spec_of(folder, **settings)
+
+
+def spec_of(folder: Path, *, last_hidden: bool = True, **settings: Any) -> DraftSpec:
+    """The draft of a target's directory, for a store of boundaries 2, 4 and 5."""
+    config = TrainConfig(store="store", out="out", **settings)
+    stored = StoredFeatures(boundaries=(2, 4, 5), last_hidden=last_hidden)
+    spec: DraftSpec = family(config.method).make_spec(config.draft, read_target(folder, "store"), stored)
+    return spec
 
 
 def test_a_dense_target_gives_its_own_geometry(tmp_path: Path) -> None:
@@ -77,7 +87,7 @@ def test_a_config_in_the_form_before_transformers_5_is_completed(tmp_path: Path)
     values = json.loads(path.read_text())
     del values["rope_parameters"], values["num_key_value_heads"]
     path.write_text(json.dumps(values | GPT_OSS_ON_THE_HUB))
-    found = draft_spec(TrainConfig(store="store", out="out"), tmp_path, (2, 4, 5))
+    found = spec_of(tmp_path)
     assert found == expected.model_copy(update={"num_key_value_heads": GptOssConfig().num_key_value_heads})
 
 
@@ -87,7 +97,7 @@ def test_a_head_dimension_that_is_not_written_is_the_default_of_the_target_s_cla
     values = json.loads(path.read_text())
     assert values.pop("head_dim") == 128
     path.write_text(json.dumps(values))
-    assert draft_spec(TrainConfig(store="store", out="out"), tmp_path, (2, 4, 5)).head_dim == 128
+    assert spec_of(tmp_path).head_dim == 128
 
 
 def test_a_yarn_block_without_truncate_is_spelled_out_as_engines_read_it(tmp_path: Path) -> None:
@@ -137,14 +147,14 @@ def test_every_target_that_extraction_takes_is_known() -> None:
 
 
 def test_eagle1_reads_no_boundaries_and_has_the_full_vocabulary(tmp_path: Path) -> None:
-    spec = derived(tmp_path, LlamaConfig(**GEOMETRY), "LlamaForCausalLM", method="eagle1", draft_vocab_size=100)
+    spec = derived(tmp_path, LlamaConfig(**GEOMETRY), "LlamaForCausalLM", method="eagle1")
     assert (spec.method, spec.boundaries, spec.draft_vocab_size) == ("eagle1", (), 500)
 
 
 def test_eagle1_without_last_hidden_states_is_refused(tmp_path: Path) -> None:
-    config = TrainConfig(store="store", out="out", method="eagle1")
+    derived(tmp_path, LlamaConfig(**GEOMETRY), "LlamaForCausalLM")
     with pytest.raises(TrainError, match="no last hidden states, which EAGLE-1 is trained on"):
-        draft_spec(config, tmp_path, (2, 4), has_last_hidden=False)
+        spec_of(tmp_path, last_hidden=False, method="eagle1")
 
 
 def test_a_boundary_that_is_not_stored_is_refused_with_those_that_are(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class DecodingTask:
     """Type to run both models in; auto is the target's."""
 
 
-class Engine(Protocol):
+class DecodingEngine(Protocol):
     """A loaded engine, with the draft or without."""
 
     def decode(self, batch_size: int) -> Pass:

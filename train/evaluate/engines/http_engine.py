@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ...errors import TrainError
 from ..generations import Generation, Pass, Tally, tally_of, whole_pass
-from .base import Conversation, DecodingTask, Engine
+from .base import Conversation, DecodingEngine, DecodingTask
 
 _TIMEOUT_S = 1800.0
 """Of one request: a long answer at a batch size that the server queues takes minutes."""
@@ -185,6 +185,6 @@ class ServerEngine:
 
 
 @contextmanager
-def open_engine(task: DecodingTask, url: str, *, is_drafted: bool) -> Iterator[Engine]:
+def open_engine(task: DecodingTask, url: str, *, is_drafted: bool) -> Iterator[DecodingEngine]:
     """Find a running server. Raises TrainError."""
     yield ServerEngine(url, task, is_drafted=is_drafted)

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from ...families.decoder import DraftDecoder
 from ...families.load import load_draft
 from ..generations import Generation, Pass, tally_of, whole_pass
-from .base import Conversation, DecodingTask, Engine
+from .base import Conversation, DecodingEngine, DecodingTask
 
 
 class CachedTarget:
@@ -93,8 +92,9 @@ class ChainEngine:
         started = time.monotonic()
         model, exported, ids = self._model, self._exported, conversation.ids
         target = CachedTarget(model, exported.draft.spec.boundaries, self._task.temperature, self._generator)
-        decoder = DraftDecoder(
-            exported,
+        decoder = exported.family.proposer(
+            exported.draft,
+            exported.vocabulary,
             model.get_input_embeddings().get_parameter("weight"),
             model.get_parameter("lm_head.weight"),
         )
@@ -133,6 +133,6 @@ class ChainEngine:
 
 
 @contextmanager
-def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[Engine]:
+def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[DecodingEngine]:
     """Load the target, and the draft."""
     yield ChainEngine(task, is_drafted=is_drafted)

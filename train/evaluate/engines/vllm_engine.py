@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from ...errors import TrainError
-from ...families.checkpoint import vllm_method
-from ...families.eagle3.checkpoint import CONFIG_FILE
+from ...families.checkpoint import CONFIG_FILE
+from ...families.load import recognize
 from ..generations import Generation, Pass, tally_of, whole_pass
-from .base import Conversation, DecodingTask, Engine
+from .base import Conversation, DecodingEngine, DecodingTask
 
 # Read by vLLM when it is imported. Its log must not mix with the summary on stdout.
 _ENVIRONMENT = {
@@ -55,7 +55,7 @@ def load_engine(target: Path, dtype: str, speculative: dict[str, Any] | None) ->
     )
 
 
-class VllmEngine:
+class VllmDecodingEngine:
     """One vLLM engine, fed with no more conversations at a time than asked for."""
 
     def __init__(self, llm: Any, task: DecodingTask) -> None:
@@ -121,8 +121,17 @@ def _generation(conversation: Conversation, completion: Any, seconds: float) -> 
     )
 
 
+def _method(draft: Path) -> str:
+    """Return what vLLM calls the method of a draft; raise TrainError if it has none for it."""
+    found = recognize(json.loads((draft / CONFIG_FILE).read_text()))
+    method = found.checkpoint.vllm_method() if found else None
+    if method is None:
+        raise TrainError(f"{draft}: vLLM does not serve drafts of this family. Use --engine transformers.")
+    return method
+
+
 @contextmanager
-def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[Engine]:
+def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[DecodingEngine]:
     """Load the target, and the draft. Raises TrainError without vLLM, and for sampling on a CPU."""
     if task.temperature and not torch.cuda.is_available():
         # Its expand kernel for temperatures fills a copy, and what is sampled from is left as it was in memory.
@@ -131,11 +140,11 @@ def open_engine(task: DecodingTask, *, is_drafted: bool) -> Iterator[Engine]:
             "Use --engine transformers, --temperature 0, or a GPU."
         )
     speculative = {
-        "method": vllm_method(json.loads((task.draft / CONFIG_FILE).read_text())),
+        "method": _method(task.draft),
         "model": str(task.draft),
         "num_speculative_tokens": task.num_speculative_tokens,
     }
-    engine = VllmEngine(load_engine(task.target, task.dtype, speculative if is_drafted else None), task)
+    engine = VllmDecodingEngine(load_engine(task.target, task.dtype, speculative if is_drafted else None), task)
     try:
         yield engine
     finally:

@@ -1,30 +1,91 @@
-"""The EAGLE-3 checkpoint that vLLM and SGLang load: its config, and the tensors a draft must have.
+"""The EAGLE-3 checkpoint that vLLM and SGLang load: its config, its tensors' names, and who serves which draft.
 
-Neither engine reports a missing tensor, and each reads the layer ids from another
-key with another meaning; so what is written, and what ``check`` demands, stands
-here once.
-
-Shapes: H hidden size, L boundaries, V target vocabulary, Vd draft vocabulary.
+Neither engine reports a missing tensor, and each reads the layer ids from another key with another meaning; so what
+is written, and what ``export.verify`` demands, is here once.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..checkpoint import DraftCheckpoint, Engine, Form, Format, layer_config, layer_of
 from ..spec import DraftSpec
+from .spec import Eagle3Spec
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 """The only name that both engines take for this layout."""
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+_SPECULATORS_VERSION = "0.3.0"
+"""Of the library whose layout is written; vLLM does not look at it."""
+_SPECULATIVE_TOKENS = 3
+"""Drafted a step where a server is given nothing but the directory."""
 
 
-def engine_config(spec: DraftSpec, dtype: str) -> dict[str, Any]:
-    """Return ``config.json`` for weights of ``dtype``.
+class Eagle3Checkpoint(DraftCheckpoint[Eagle3Spec]):
+    """One directory for both engines, or one of the speculators library for vLLM."""
+
+    def recognizes(self, config: Mapping[str, Any]) -> bool:
+        if config.get("speculators_model_type") == "eagle3" or "speculators_config" in config:
+            return True
+        return ARCHITECTURE in (config.get("architectures") or [])
+
+    def served_by(self, config: Mapping[str, Any]) -> tuple[Engine, ...]:
+        return ("vllm",) if "transformer_layer_config" in config else self.engines
+
+    def vllm_method(self) -> str:
+        return "eagle3"
+
+    def refusal(self, spec: Eagle3Spec, chosen: Format, engine: Engine) -> str | None:
+        if engine == "vllm":
+            return None
+        if chosen == "speculators":
+            return "it does not read the speculators format; choose --format native"
+        reasons = (
+            (spec.norm_before_fc, "it has no norm_before_fc; train with fc_norm instead"),
+            (spec.norm_before_residual, "it has no norm_before_residual; train without"),
+            (spec.trained_embeddings, "it overwrites the draft's embeddings; train without train_embeddings"),
+            (len(spec.boundaries) == 1, "it leaves out fc with a single boundary; train with two or more"),
+        )
+        return next((reason for is_so, reason in reasons if is_so), None)
+
+    def serving_hints(self, spec: Eagle3Spec, engines: tuple[Engine, ...]) -> list[str]:
+        if spec.sliding_window is None or "sglang" not in engines:
+            return []
+        option = f"--speculative-draft-window-size {spec.sliding_window - 1}"
+        return [f"SGLang takes the draft's window by an option: {option}"]
+
+    def config(self, spec: Eagle3Spec, dtype: str, form: Form) -> dict[str, Any]:
+        return _native_config(spec, dtype) if form.format == "native" else _speculators_config(spec, dtype, form)
+
+    def written_name(self, name: str, form: Form) -> str:
+        return name.replace("midlayer.", "layers.0.") if form.format == "speculators" else name
+
+    def trained_name(self, name: str, config: Mapping[str, Any]) -> str:
+        return name.replace("layers.0.", "midlayer.") if "speculators_config" in config else name
+
+    def spec_of(self, config: Mapping[str, Any], tensors: Iterable[str]) -> Eagle3Spec:
+        layer = layer_of(config)
+        shape = {key: layer[key] for key in DraftSpec.model_fields if key in layer}
+        switches = {key: config[key] for key in ("draft_vocab_size", "norm_output", "fc_norm", "norm_before_residual")}
+        before_fc = config["norm_before_fc"] if "norm_before_fc" in config else config["eagle_config"]["norm_before_fc"]
+        return Eagle3Spec(
+            **shape | switches,
+            # The target is not looked at by who reads a draft back.
+            target_architecture="",
+            num_target_layers=0,
+            norm_before_fc=before_fc,
+            boundaries=tuple(config["eagle_aux_hidden_state_layer_ids"]),
+            sliding_window=layer.get("sliding_window"),
+            trained_embeddings="embed_tokens.weight" in tensors,
+        )
+
+
+def _native_config(spec: Eagle3Spec, dtype: str) -> dict[str, Any]:
+    """Return the config that both engines read.
 
     A boundary b is vLLM's layer id b (input of block b, top-level list) and SGLang's b - 1 (output of
     block b - 1, nested list). The rope block is complete: an omitted ``truncate`` means true to both.
     """
-    return layer_config(spec) | {
+    return _layer_config(spec) | {
         "architectures": [ARCHITECTURE],
         "target_hidden_size": spec.hidden_size,
         "draft_vocab_size": spec.draft_vocab_size,
@@ -42,71 +103,39 @@ def engine_config(spec: DraftSpec, dtype: str) -> dict[str, Any]:
     }
 
 
-def layer_config(spec: DraftSpec) -> dict[str, Any]:
-    """Return what any Llama layer's config has, whatever the form of the checkpoint."""
-    config: dict[str, Any] = {
-        "model_type": "llama",
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.intermediate_size,
-        "num_hidden_layers": 1,
-        "num_attention_heads": spec.num_attention_heads,
-        "num_key_value_heads": spec.num_key_value_heads,
-        "head_dim": spec.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": spec.rms_norm_eps,
-        "attention_bias": False,
-        "mlp_bias": False,
+def _speculators_config(spec: Eagle3Spec, dtype: str, form: Form) -> dict[str, Any]:
+    """Return the config of the speculators library.
+
+    vLLM passes the layer's config on as a whole, and of the rest only what it knows; it would take three auxiliary
+    states where their number is missing, and norm_before_residual as true.
+    """
+    return {
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "speculators_version": _SPECULATORS_VERSION,
+        "draft_vocab_size": spec.draft_vocab_size,
+        "target_hidden_size": spec.hidden_size,
+        "eagle_aux_hidden_state_layer_ids": list(spec.boundaries),
+        "norm_before_residual": spec.norm_before_residual,
+        "norm_before_fc": spec.norm_before_fc,
+        "fc_norm": spec.fc_norm,
+        "norm_output": spec.norm_output,
+        "embed_requires_grad": spec.trained_embeddings,
         "tie_word_embeddings": False,
-        "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.max_position_embeddings,
-        "rope_parameters": spec.rope_parameters,
+        "dtype": dtype,
+        "transformer_layer_config": _layer_config(spec)
+        | {"num_aux_hidden_states": len(spec.boundaries), "dtype": dtype},
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": _SPECULATIVE_TOKENS}],
+            "verifier": {"name_or_path": form.target, "architectures": [spec.target_architecture]},
+        },
     }
-    if "partial_rotary_factor" in spec.rope_parameters:
-        # vLLM reads it in the rope block, SGLang here.
-        config["partial_rotary_factor"] = spec.rope_parameters["partial_rotary_factor"]
+
+
+def _layer_config(spec: Eagle3Spec) -> dict[str, Any]:
+    config = layer_config(spec)
     if spec.sliding_window is not None:
         config |= {"layer_types": ["sliding_attention"], "sliding_window": spec.sliding_window}
     return config
-
-
-def weight_shapes(spec: DraftSpec) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every trained tensor; inputs are joined as [embedding ; hidden]."""
-    H, intermediate, L = spec.hidden_size, spec.intermediate_size, len(spec.boundaries)
-    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-    attention_and_mlp = {
-        "post_attention_layernorm.weight": (H,),
-        "self_attn.o_proj.weight": (H, queries),
-        "mlp.gate_proj.weight": (intermediate, H),
-        "mlp.up_proj.weight": (intermediate, H),
-        "mlp.down_proj.weight": (H, intermediate),
-    }
-    width = H if spec.method == "eagle1" else 2 * H
-    attention_and_mlp |= {
-        "self_attn.q_proj.weight": (queries, width),
-        "self_attn.k_proj.weight": (keys, width),
-        "self_attn.v_proj.weight": (keys, width),
-    }
-    if spec.method == "eagle1":
-        return {"fc.weight": (H, 2 * H)} | {f"layers.0.{name}": shape for name, shape in attention_and_mlp.items()}
-    shapes: dict[str, tuple[int, ...]] = {
-        "fc.weight": (H, L * H),
-        "midlayer.hidden_norm.weight": (H,),
-        "midlayer.input_layernorm.weight": (H,),
-        "norm.weight": (H,),
-        "lm_head.weight": (spec.draft_vocab_size, H),
-    }
-    shapes |= {f"midlayer.{name}": shape for name, shape in attention_and_mlp.items()}
-    if spec.fc_norm:
-        shapes |= {f"fc_norm.{i}.weight": (H,) for i in range(L)}
-    if spec.norm_before_fc:
-        shapes["input_norm.weight"] = (L * H,)
-    if spec.trained_embeddings:
-        shapes["embed_tokens.weight"] = (spec.vocab_size, H)
-    return shapes
-
-
-def vocabulary_shapes(spec: DraftSpec) -> dict[str, tuple[int, ...]]:
-    """Return ``d2t`` (Vd,) int64 and ``t2d`` (V,) bool; none where the draft has the full vocabulary."""
-    if spec.draft_vocab_size == spec.vocab_size:
-        return {}
-    return {"d2t": (spec.draft_vocab_size,), "t2d": (spec.vocab_size,)}

@@ -1,7 +1,7 @@
 """The EAGLE-3 draft: one decoder layer that reads the target's hidden states.
 
-Parameters carry the names of the exported checkpoint. ``unroll`` runs training's
-recurrence over them; ``evaluate.decoder`` runs them with a KV cache, as engines do.
+Parameters carry the names of the exported checkpoint. ``unroll`` runs training's recurrence over them;
+``autoregressive`` runs them with a KV cache, as engines do.
 
 Shapes: B rows, T tokens of a row, H hidden size, L boundaries.
 """
@@ -12,18 +12,25 @@ from torch.nn import functional as F
 
 from ...layers.modules import DraftAttention, DraftMLP, RMSNorm
 from ...rope.rotary import RotaryEmbedding
-from ..spec import DraftSpec
+from ..autoregressive import AutoregressiveDraft
+from .spec import Eagle3Spec
 
 
 class DraftLayer(nn.Module):
     """The decoder layer, without the order in which attention meets its keys."""
 
-    def __init__(self, spec: DraftSpec) -> None:
+    def __init__(self, spec: Eagle3Spec) -> None:
         super().__init__()
         self.norm_before_residual = spec.norm_before_residual
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.hidden_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.self_attn = DraftAttention(spec, 2 * spec.hidden_size)
+        self.self_attn = DraftAttention(
+            width=2 * spec.hidden_size,
+            heads=spec.num_attention_heads,
+            kv_heads=spec.num_key_value_heads,
+            head_dim=spec.head_dim,
+            hidden_size=spec.hidden_size,
+        )
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.mlp = DraftMLP(spec.hidden_size, spec.intermediate_size)
 
@@ -39,12 +46,13 @@ class DraftLayer(nn.Module):
         return streamed
 
 
-class Draft(nn.Module):
+class Eagle3Draft(AutoregressiveDraft):
     """A whole draft, but for the embedding where that is the target's, and frozen."""
 
-    def __init__(self, spec: DraftSpec) -> None:
+    def __init__(self, spec: Eagle3Spec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec: Eagle3Spec = spec
+        self.window = spec.sliding_window
         H, L = spec.hidden_size, len(spec.boundaries)
         self.fc = nn.Linear(L * H, H, bias=False)
         if spec.fc_norm:
@@ -58,8 +66,9 @@ class Draft(nn.Module):
         self.lm_head = nn.Linear(H, spec.draft_vocab_size, bias=False)
         self.rotary = RotaryEmbedding(spec.head_dim, spec.rope_parameters)
 
-    def fuse(self, aux_hidden: torch.Tensor) -> torch.Tensor:
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """Map auxiliary hidden states (B, T, L, H) to the first hidden state (B, T, H)."""
+        aux_hidden = features
         if self.spec.fc_norm:
             normed = [norm(aux_hidden[..., i, :]) for i, norm in enumerate(self.fc_norm)]
             aux_hidden = torch.stack(normed, dim=-2)
@@ -88,6 +97,10 @@ class Draft(nn.Module):
         streamed = self.midlayer.after_attention(entered, attended)
         normed = self.norm(streamed)
         return normed, self.feedback(streamed, normed)
+
+    def head(self, target_head: torch.Tensor) -> torch.Tensor:
+        """Return the draft's own head (Vd, H)."""
+        return self.lm_head.weight
 
     def feedback(self, streamed: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """Choose what the next step takes as its hidden state."""

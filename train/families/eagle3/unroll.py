@@ -18,11 +18,11 @@ from ...layers.linear import linear
 from ...layers.rms_norm import normalised
 from ...layers.swiglu import add_swiglu_mlp
 from ...rope.rotary import rotate_rows
-from .draft import Draft
+from .draft import Eagle3Draft
 
 
 def unroll(
-    draft: Draft, embed_tokens: torch.Tensor, batch: Batch, rows: Rows, steps: int, dtype: torch.dtype
+    draft: Eagle3Draft, embed_tokens: torch.Tensor, batch: Batch, rows: Rows, steps: int, dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """Return for each of ``steps`` the normed hidden states (R, H) whose logits predict token t + k + 2.
 
@@ -85,8 +85,8 @@ def unroll(
     return outputs
 
 
-def _fused(draft: Draft, aux_hidden: torch.Tensor) -> torch.Tensor:
-    """Return ``Draft.fuse`` of the auxiliary hidden states (N, L, H)."""
+def _fused(draft: Eagle3Draft, aux_hidden: torch.Tensor) -> torch.Tensor:
+    """Return ``Eagle3Draft.fuse`` of the auxiliary hidden states (N, L, H)."""
     weight = draft.fc.weight
     if draft.spec.fc_norm:
         aux_hidden = normalised(aux_hidden, draft.spec.rms_norm_eps)
@@ -99,7 +99,7 @@ def _fused(draft: Draft, aux_hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _cos_sin(
-    draft: Draft, positions: list[torch.Tensor], dtype: torch.dtype
+    draft: Eagle3Draft, positions: list[torch.Tensor], dtype: torch.dtype
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return cos and sin (…, half of what is rotated) of each of some positions (…,)."""
     every = torch.cat(positions)

@@ -8,24 +8,26 @@ from torch.nn import functional as F
 
 from specx.train.data.batch import Batch
 from specx.train.data.feature_noise import with_uniform_noise
-from specx.train.families.decoder import DraftDecoder
-from specx.train.families.eagle1.draft import Eagle1Draft, evaluate_eagle1
-from specx.train.families.eagle3.objective import StepCounts, supervised_anchors
+from specx.train.families.autoregressive import AutoregressiveProposer
+from specx.train.families.eagle1.draft import Eagle1Draft
+from specx.train.families.eagle1.objective import feature_loss
+from specx.train.families.eagle1.spec import Eagle1Spec
 from specx.train.families.load import ExportedDraft
-from specx.train.families.spec import DraftSpec
+from specx.train.loss.anchors import supervised_anchors
+from specx.train.loss.metrics import StepCounts
 from specx.train.loss.target_distribution import Vocabulary
 
-from ...conftest import make_spec
+from ...conftest import anchored, make_eagle1_spec
 from ..eagle3.test_gradients import rms_norm, rotated
 
 
 @pytest.fixture
-def spec() -> DraftSpec:
-    return make_spec(method="eagle1", boundaries=(), draft_vocab_size=50, norm_output=False, fc_norm=False)
+def spec() -> Eagle1Spec:
+    return make_eagle1_spec()
 
 
 @pytest.fixture
-def draft(spec: DraftSpec) -> Eagle1Draft:
+def draft(spec: Eagle1Spec) -> Eagle1Draft:
     torch.manual_seed(1)
     draft = Eagle1Draft(spec)
     for weight in draft.parameters():
@@ -35,7 +37,7 @@ def draft(spec: DraftSpec) -> Eagle1Draft:
 
 
 @pytest.fixture
-def vocabulary(spec: DraftSpec) -> Vocabulary:
+def vocabulary(spec: Eagle1Spec) -> Vocabulary:
     V = spec.vocab_size
     torch.manual_seed(3)
     return Vocabulary(
@@ -50,12 +52,12 @@ def evaluated(
 ) -> StepCounts:
     embedded, last = draft.embed(batch.input_ids, embed_tokens), batch.last_hidden.float()
     given = {"inputs": last, "logit_loss_weight": 0.1} | options
-    (counts,) = evaluate_eagle1(draft, embedded, batch=batch, vocabulary=vocabulary, **given)
+    (counts,) = feature_loss(draft, embedded, batch=anchored(batch, 1), vocabulary=vocabulary, **given)
     return counts
 
 
 def reference(
-    spec: DraftSpec, weights: dict[str, torch.Tensor], embedded: torch.Tensor, last: torch.Tensor
+    spec: Eagle1Spec, weights: dict[str, torch.Tensor], embedded: torch.Tensor, last: torch.Tensor
 ) -> list[torch.Tensor]:
     """The predicted feature of every token but the last of one document; embedded and last (T, H), float64."""
     prefix, D = "layers.0.", spec.head_dim
@@ -80,7 +82,7 @@ def reference(
 
 
 def test_loss_and_every_gradient_equal_the_slow_reference(
-    spec: DraftSpec, draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
+    spec: Eagle1Spec, draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
     counts = evaluated(draft, batch, embed_tokens, vocabulary)
     counts.loss.backward()
@@ -116,7 +118,7 @@ def test_the_first_drafted_feature_of_the_chain_is_the_one_trained(
     last = batch.last_hidden.float()
     predicted = draft(draft.embed(batch.input_ids, embed_tokens), last, batch.positions, batch.documents)
     exported = ExportedDraft(draft=draft, vocabulary=torch.arange(50))
-    decoder = DraftDecoder(exported, embed_tokens, vocabulary.target_head)
+    decoder = AutoregressiveProposer(exported.draft, exported.vocabulary, embed_tokens, vocabulary.target_head)
     ids = batch.input_ids[1].tolist()
     for t in range(len(ids) - 1):
         decoder.extend([ids[t + 1]], last[1, t : t + 1])

@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from specx.train.data.batch import PADDING, Batch
-from specx.train.families.decoder import DraftDecoder
-from specx.train.families.eagle3.draft import Draft
+from specx.train.families.autoregressive import AutoregressiveProposer
+from specx.train.families.eagle3.draft import Eagle3Draft
 from specx.train.families.eagle3.unroll import unroll as fast_unroll
-from specx.train.families.load import ExportedDraft
 from specx.train.layers.computed_rows import computed_rows
 
 STEPS = 4
 
 
-def unroll(draft: Draft, batch: Batch, embed_tokens: torch.Tensor, steps: int = STEPS) -> list[torch.Tensor]:
+def unroll(draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor, steps: int = STEPS) -> list[torch.Tensor]:
     """Normed hidden states (B, T, H) of all anchors but padding, where they are 0."""
     rows = computed_rows(batch, batch.documents != PADDING)
     outputs = fast_unroll(draft, embed_tokens, batch, rows, steps, torch.float32)
@@ -30,16 +29,16 @@ def tensors(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def test_each_unrolled_step_equals_a_kv_cached_autoregressive_draft(
-    draft: Draft, batch: Batch, embed_tokens: torch.Tensor
+    draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor
 ) -> None:
     outputs = unroll(draft, batch, embed_tokens)
-    exported = ExportedDraft(draft=draft, vocabulary=torch.arange(draft.spec.draft_vocab_size))
+    vocabulary = torch.arange(draft.spec.draft_vocab_size)
     compared = 0
     for row in range(len(batch.input_ids)):
         for document in range(int(batch.documents[row].max()) + 1):
             span = (batch.documents[row] == document).nonzero().flatten()
             ids, aux = batch.input_ids[row, span].tolist(), batch.aux_hidden[row, span].float()
-            decoder = DraftDecoder(exported, embed_tokens)
+            decoder = AutoregressiveProposer(draft, vocabulary, embed_tokens, embed_tokens)
             for t in range(len(ids) - 1 - STEPS):
                 decoder.extend([ids[t + 1]], aux[t : t + 1])
                 for step, expected in enumerate(decoder.ahead(ids[t + 2 :], STEPS)):
@@ -50,7 +49,9 @@ def test_each_unrolled_step_equals_a_kv_cached_autoregressive_draft(
     assert compared == STEPS * ((13 - 5) + (7 - 5) + (22 - 5))
 
 
-def test_a_document_is_not_moved_by_what_shares_its_row(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+def test_a_document_is_not_moved_by_what_shares_its_row(
+    draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor
+) -> None:
     together = unroll(draft, batch, embed_tokens)
     span = batch.documents[0] == 1
     alone = Batch(**{name: tensor[:1, span] for name, tensor in tensors(batch).items()})
@@ -60,18 +61,18 @@ def test_a_document_is_not_moved_by_what_shares_its_row(draft: Draft, batch: Bat
         torch.testing.assert_close(packed[:1, span][:, :valid], single[:, :valid], rtol=1e-5, atol=1e-5)
 
 
-def test_padding_gives_finite_values(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+def test_padding_gives_finite_values(draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
     assert (batch.documents == PADDING).any()
     assert all(output.isfinite().all() for output in unroll(draft, batch, embed_tokens))
 
 
-def test_rows_shorter_than_the_unroll_are_allowed(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+def test_rows_shorter_than_the_unroll_are_allowed(draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
     short = Batch(**{name: tensor[:, :3] for name, tensor in tensors(batch).items()})
     assert [output.shape[1] for output in unroll(draft, short, embed_tokens, steps=6)] == [3] * 6
 
 
 @pytest.mark.gpu
-def test_a_gpu_computes_what_the_cpu_computes(draft: Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
+def test_a_gpu_computes_what_the_cpu_computes(draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor) -> None:
     expected = unroll(draft, batch, embed_tokens)
     device = torch.device("cuda")
     found = unroll(draft.to(device), batch.to(device), embed_tokens.to(device))

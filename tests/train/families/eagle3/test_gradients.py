@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from specx.tests.train.conftest import anchored
 from specx.train.data.batch import Batch
-from specx.train.families.eagle3.draft import Draft
-from specx.train.families.eagle3.objective import Objective, evaluate, step_weights
+from specx.train.families.eagle3.draft import Eagle3Draft
+from specx.train.families.eagle3.objective import Objective, unrolled_loss
+from specx.train.families.eagle3.spec import Eagle3Spec
 from specx.train.families.spec import DraftSpec
 from specx.train.loss.divergences import LossName
+from specx.train.loss.metrics import decayed_weights
 from specx.train.loss.target_distribution import Vocabulary
 
 from ...conftest import make_spec
@@ -149,7 +152,7 @@ def labelled(
 
 
 def reference(
-    draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, loss: str
+    draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, loss: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss and its gradient by the name of the weight, float64."""
     spec = draft.spec
@@ -173,7 +176,7 @@ def reference(
     return total.detach(), {name: weight.grad for name, weight in weights.items()}
 
 
-def distance(draft: Draft, expected: dict[str, torch.Tensor]) -> float:
+def distance(draft: Eagle3Draft, expected: dict[str, torch.Tensor]) -> float:
     """The largest relative error of a weight's gradient."""
     return max(
         float((parameter.grad.double() - expected[name]).norm() / expected[name].norm())
@@ -182,10 +185,12 @@ def distance(draft: Draft, expected: dict[str, torch.Tensor]) -> float:
 
 
 def require_equal(
-    draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, loss: LossName
+    draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, loss: LossName
 ) -> None:
-    objective = Objective(loss=loss, step_weights=step_weights(STEPS, 0.8))
-    found, _ = evaluate(draft, embed_tokens, batch, vocabulary, objective, dtype=torch.float32)
+    objective = Objective(loss=loss, step_weights=decayed_weights(STEPS, 0.8))
+    found, _ = unrolled_loss(
+        draft, embed_tokens, anchored(batch, len(objective.step_weights)), vocabulary, objective, dtype=torch.float32
+    )
     found.backward()
     expected, gradients = reference(draft, batch, embed_tokens, vocabulary, loss)
     assert abs(found.item() - expected.item()) <= 2e-6 * abs(expected.item())
@@ -193,7 +198,7 @@ def require_equal(
 
 
 def test_loss_and_every_gradient_of_a_draft_equal_the_slow_reference(
-    draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
+    draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
     require_equal(draft, batch, embed_tokens, vocabulary, "cross_entropy")
 
@@ -201,17 +206,17 @@ def test_loss_and_every_gradient_of_a_draft_equal_the_slow_reference(
 @pytest.mark.parametrize("spec", [make_spec()], ids=["default"])
 @pytest.mark.parametrize("loss", get_args(LossName))
 def test_every_loss_and_its_gradient_equal_the_slow_reference(
-    draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, loss: LossName
+    draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, loss: LossName
 ) -> None:
     require_equal(draft, batch, embed_tokens, vocabulary, loss)
 
 
-def roomy(spec: DraftSpec, seed: int) -> tuple[Draft, Batch, torch.Tensor, Vocabulary]:
+def roomy(spec: DraftSpec, seed: int) -> tuple[Eagle3Draft, Batch, torch.Tensor, Vocabulary]:
     """The same kind of draft, large enough for rounding errors to even out, with bfloat16 data as a store has it."""
     torch.manual_seed(seed)
     wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "vocab_size": 512, "draft_vocab_size": 256}
-    spec = DraftSpec.model_validate(spec.model_dump() | wide)
-    draft = Draft(spec)
+    spec = Eagle3Spec.model_validate(spec.model_dump() | wide)
+    draft = Eagle3Draft(spec)
     for weight in draft.parameters():
         is_norm = weight.ndim == 1
         torch.nn.init.normal_(weight, 1.0 if is_norm else 0.0, 0.2 if is_norm else weight.shape[1] ** -0.5)
@@ -234,13 +239,13 @@ def roomy(spec: DraftSpec, seed: int) -> tuple[Draft, Batch, torch.Tensor, Vocab
     return draft, batch, torch.randn(512, 128).bfloat16(), vocabulary
 
 
-def gradient_of(draft: Draft, loss: torch.Tensor) -> torch.Tensor:
+def gradient_of(draft: Eagle3Draft, loss: torch.Tensor) -> torch.Tensor:
     """Of all weights, in one row, float64."""
     return torch.cat([each.double().flatten() for each in torch.autograd.grad(loss, list(draft.parameters()))])
 
 
 def test_in_bfloat16_the_gradient_is_no_farther_from_float32_than_the_eager_one(spec: DraftSpec) -> None:
-    weights = step_weights(STEPS, 0.8)
+    weights = decayed_weights(STEPS, 0.8)
     ours, theirs = 0.0, 0.0
     for seed in range(4):
         draft, batch, embed_tokens, vocabulary = roomy(spec, seed)
@@ -249,7 +254,14 @@ def test_in_bfloat16_the_gradient_is_no_farther_from_float32_than_the_eager_one(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             naive = gradient_of(draft, eager.loss(draft, embed_tokens, batch, vocabulary, weights))
         objective = Objective(loss="cross_entropy", step_weights=weights)
-        loss, _ = evaluate(draft, embed_tokens, batch, vocabulary, objective, dtype=torch.bfloat16)
+        loss, _ = unrolled_loss(
+            draft,
+            embed_tokens,
+            anchored(batch, len(objective.step_weights)),
+            vocabulary,
+            objective,
+            dtype=torch.bfloat16,
+        )
         ours += float((gradient_of(draft, loss) - exact).norm() / exact.norm())
         theirs += float((naive - exact).norm() / exact.norm())
     assert ours <= theirs, f"{ours / 4:.5f} against {theirs / 4:.5f}"

@@ -6,21 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from specx.tests.train.conftest import anchored
 from specx.train.data.batch import Batch
-from specx.train.families.eagle3.draft import Draft
-from specx.train.families.eagle3.objective import (
-    Objective,
-    StepCounts,
-    evaluate,
-    metrics,
-    step_counts,
-    step_weights,
-    supervised_anchors,
-)
+from specx.train.families.eagle3.draft import Eagle3Draft
+from specx.train.families.eagle3.objective import Objective, unrolled_loss
 from specx.train.families.spec import DraftSpec
 from specx.train.layers.computed_rows import computed_rows
-from specx.train.loss.chunked_loss import Comparison, joint_loss
+from specx.train.loss.anchors import supervised_anchors
+from specx.train.loss.chunked_loss import Comparison, joint_loss, step_counts
 from specx.train.loss.divergences import LossName
+from specx.train.loss.metrics import StepCounts, decayed_weights, metrics
 from specx.train.loss.target_distribution import Vocabulary
 
 STEPS = 4
@@ -42,7 +37,7 @@ def test_anchors_need_every_token_up_to_the_label_supervised_and_in_their_docume
 
 
 def test_step_weights_sum_to_one_and_decay() -> None:
-    weights = step_weights(3, 0.8)
+    weights = decayed_weights(3, 0.8)
     assert sum(weights) == pytest.approx(1)
     assert weights[1] / weights[0] == pytest.approx(0.8)
 
@@ -60,7 +55,7 @@ def measured(
     comparison = Comparison(
         batch=batch,
         rows=rows,
-        anchors=torch.stack([each.flatten() for each in anchors]),
+        anchors=anchors.flatten(1),
         weights=torch.ones(len(outputs)),
         vocabulary=vocabulary,
         loss=loss,
@@ -147,16 +142,18 @@ def with_top_k(batch: Batch, head: torch.Tensor, K: int) -> tuple[Batch, Batch]:
     return exact, replace(exact, last_hidden=None, topk_ids=ids, topk_logprob=values)
 
 
-def gradient(draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+def gradient(draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
     """Of every weight, in one row."""
-    objective = Objective(loss="cross_entropy", step_weights=step_weights(3, 0.8))
-    loss, _ = evaluate(draft, embed_tokens, batch, vocabulary, objective, dtype=torch.float32)
+    objective = Objective(loss="cross_entropy", step_weights=decayed_weights(3, 0.8))
+    loss, _ = unrolled_loss(
+        draft, embed_tokens, anchored(batch, len(objective.step_weights)), vocabulary, objective, dtype=torch.float32
+    )
     return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(draft.parameters()))])
 
 
 def test_with_the_whole_vocabulary_as_top_k_the_gradient_is_exact(
     spec: DraftSpec,
-    draft: Draft,
+    draft: Eagle3Draft,
     batch: Batch,
     embed_tokens: torch.Tensor,
     vocabulary: Vocabulary,
@@ -165,16 +162,18 @@ def test_with_the_whole_vocabulary_as_top_k_the_gradient_is_exact(
     exact, top_k = with_top_k(batch, whole_head, spec.vocab_size)
     expected, found = (gradient(draft, each, embed_tokens, vocabulary) for each in (exact, top_k))
     assert float((found - expected).norm() / expected.norm()) < 1e-5
-    objective = Objective(loss="cross_entropy", step_weights=step_weights(3, 0.8))
+    objective = Objective(loss="cross_entropy", step_weights=decayed_weights(3, 0.8))
     overlaps = []
     for each in (exact, top_k):
-        _, counts = evaluate(draft, embed_tokens, each, vocabulary, objective, dtype=torch.float32)
+        _, counts = unrolled_loss(
+            draft, embed_tokens, anchored(each, len(objective.step_weights)), vocabulary, objective, dtype=torch.float32
+        )
         overlaps.append(metrics(counts)["overlap_0"])
     assert overlaps[0] == pytest.approx(overlaps[1], rel=1e-4)
 
 
 def test_the_more_logits_are_kept_the_nearer_the_gradient(
-    draft: Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, whole_head: torch.Tensor
+    draft: Eagle3Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary, whole_head: torch.Tensor
 ) -> None:
     errors = []
     for K in (2, 10, 40):
