@@ -120,8 +120,8 @@ class DraftFamily(ABC, Generic[SettingsT, SpecT, DraftT]):
         """Return the weight of each of the K drafted positions in the loss, with a sum of 1."""
 
     @abstractmethod
-    def draw_anchors(self, batch: Batch, steps: int) -> torch.Tensor:
-        """Return the anchors (K, B, T) bool that a batch is trained on, for ``steps`` = K drafted positions.
+    def draw_anchors(self, batch: Batch, settings: SettingsT) -> torch.Tensor:
+        """Return the anchors (K, B, T) bool of each drafted position that a batch is trained on.
 
         They are drawn once, where the batch is read, and travel in it. A draw at random depends on the batch alone.
         """
@@ -154,7 +154,7 @@ class DraftFamily(ABC, Generic[SettingsT, SpecT, DraftT]):
 
     def anchors(self, settings: SettingsT) -> "Anchors":
         """Return what draws anchors and counts labels where the batches of a run are read."""
-        return Anchors(family=self, steps=len(self.loss_weights(settings)))
+        return Anchors(family=self, settings=settings)
 
     def weight_shapes(self, spec: SpecT) -> dict[str, tuple[int, ...]]:
         """Return the shape of every trained tensor, from the module on the meta device."""
@@ -165,14 +165,14 @@ class DraftFamily(ABC, Generic[SettingsT, SpecT, DraftT]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anchors:
-    """A family's anchors for K = ``steps`` drafted positions."""
+    """A family's anchors in a run of some settings."""
 
     family: DraftFamily[Any, Any, Any]
-    steps: int
+    settings: FamilySettings
 
     def draw(self, batch: Batch) -> torch.Tensor:
         """Return the anchors (K, B, T) bool of a batch."""
-        return self.family.draw_anchors(batch, self.steps)
+        return self.family.draw_anchors(batch, self.settings)
 
     def count_labels(self, batch: Batch, t2d: torch.Tensor) -> torch.Tensor:
         """Return (K,) float32: labels that count at a batch's anchors, given the draft vocabulary ``t2d`` (V,) bool."""

@@ -51,8 +51,8 @@ class Eagle1Family(DraftFamily[Eagle1Settings, Eagle1Spec, Eagle1Draft]):
     def loss_weights(self, settings: Eagle1Settings) -> tuple[float, ...]:
         return (1.0,)
 
-    def draw_anchors(self, batch: Batch, steps: int) -> torch.Tensor:
-        return supervised_anchors(batch, steps)
+    def draw_anchors(self, batch: Batch, settings: Eagle1Settings) -> torch.Tensor:
+        return supervised_anchors(batch, 1)
 
     def step(
         self, draft: Eagle1Draft, batch: Batch, settings: Eagle1Settings, context: StepContext

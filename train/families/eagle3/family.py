@@ -66,8 +66,8 @@ class Eagle3Family(DraftFamily[Eagle3Settings, Eagle3Spec, Eagle3Draft]):
             return normalized_weights(settings.step_weights)
         return decayed_weights(settings.ttt_steps, settings.step_decay)
 
-    def draw_anchors(self, batch: Batch, steps: int) -> torch.Tensor:
-        return supervised_anchors(batch, steps)
+    def draw_anchors(self, batch: Batch, settings: Eagle3Settings) -> torch.Tensor:
+        return supervised_anchors(batch, settings.ttt_steps)
 
     def step(
         self, draft: Eagle3Draft, batch: Batch, settings: Eagle3Settings, context: StepContext
