@@ -16,8 +16,7 @@ from specx.train.errors import TrainError
 from specx.train.export.rope_check import RopeCheck, check_rope, require_equal
 from specx.train.export.verify import TrainedDraft
 from specx.train.export.write import write_draft
-from specx.train.families.checkpoint import ENGINES, Form
-from specx.train.families.eagle3.checkpoint import CONFIG_FILE
+from specx.train.families.checkpoint import CONFIG_FILE, ENGINES, Form
 from specx.train.families.load import new_draft
 from specx.train.rope.served import served_angles
 

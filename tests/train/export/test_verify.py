@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from specx.train.errors import ExportError
 from specx.train.export.verify import TrainedDraft, check_draft
 from specx.train.export.write import export, read_trained
-from specx.train.families.checkpoint import Form
-from specx.train.families.eagle3.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from specx.train.families.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Form
 from specx.train.loop.run_directory import RunDirectory
 
 Config = dict[str, Any]
@@ -93,8 +92,7 @@ def test_the_angles_are_compared_with_those_trained_and_not_only_with_the_spec(
         spec=trained.spec.model_copy(update={"rope_parameters": rope}),
         weights=trained.weights,
         vocabulary=trained.vocabulary,
-        inv_freq=trained.inv_freq,
-        attention_scaling=trained.attention_scaling,
+        rope=trained.rope,
     )
     with pytest.raises(ExportError, match="rad from those trained with"):
         check_draft(draft, wrong, Form())
