@@ -58,7 +58,7 @@ def run(config: ExtractConfig) -> ExtractSummary:
     copy_into(target, store)
     counts = _Counts()
     try:
-        with RejectLog(store) as rejects, _view(config, store) as view, reporter(config.limit) as shown:
+        with RejectLog(store.place) as rejects, _view(config, store) as view, reporter(config.limit) as shown:
             _extract(config, target, store, _Ledger(counts, rejects, view, shown))
     except KeyboardInterrupt:
         store.refresh()
@@ -150,7 +150,7 @@ def _extract(config: ExtractConfig, target: Target, store: FeatureStore, ledger:
 
 
 def _view(config: ExtractConfig, store: FeatureStore) -> AbstractContextManager[ViewWriter | None]:
-    return nullcontext() if config.view is None else ViewWriter(store, config.view)
+    return nullcontext() if config.view is None else ViewWriter(store.place, config.view)
 
 
 def dataset_info(config: ExtractConfig, target: Target) -> DatasetInfo:

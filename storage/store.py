@@ -18,7 +18,6 @@ from .schema import CommitRecord, DatasetInfo, FileHashes
 DATASET_FILE = "dataset.json"
 TARGET_DIRECTORY = "target"
 PARTS_DIRECTORY = "parts"
-REJECTS_DIRECTORY = "rejects"
 
 _TARGET_CONFIG = "config.json"
 _TARGET_HASHES = "hashes.json"

@@ -86,11 +86,11 @@ def test_the_target_runs_only_over_what_is_missing(
     assert len(runs) == len(set(runs)) == 28, "20 of the first and 8, 40 %, of the second"
     told = extract(configured(target, data["b"], Path(store.root), view="b"))
     assert (told.sequences, told.reused, told.rejected) == (0, 20, 0)
-    assert len(load_views(store, ["a"])) == len(load_views(store, ["b"])) == 20
+    assert len(load_views(store.place, ["a"])) == len(load_views(store.place, ["b"])) == 20
 
 
 def test_each_data_set_keeps_its_masks_and_categories(store: FeatureStore) -> None:
-    readers = {name: FeatureReader(store, view=load_views(store, [name])) for name in ("a", "b")}
+    readers = {name: FeatureReader(store, view=load_views(store.place, [name])) for name in ("a", "b")}
     for name, reader in readers.items():
         assert set(reader.catalogue.category) == {name}
         assert len(reader.catalogue) == 20
@@ -169,7 +169,7 @@ def test_a_view_that_grows_does_not_change_a_run_that_is_resumed(
     assert [file.split("/")[1] for file in files] == ["a"]
     (tmp_path / "run" / "result.json").unlink()
     extract(configured(target, data["b"], Path(store.root), view="a"))
-    assert len(load_views(store, ["a"])) == 28
+    assert len(load_views(store.place, ["a"])) == 28
     assert trained(store, tmp_path / "run", view=("a",)).record().stores[0].view_files == files
 
 

@@ -52,12 +52,14 @@ def store_records(config: TrainConfig, stores: list[FeatureStore]) -> tuple[Stor
     if len(stores) == 1:
         wanted = [config.view]
     else:
-        names = [{*view_names(store), *(view for view in config.view if view.endswith(".parquet"))} for store in stores]
+        names = [
+            {*view_names(store.place), *(view for view in config.view if view.endswith(".parquet"))} for store in stores
+        ]
         if missing := [view for view in config.view if not any(view in known for known in names)]:
             raise TrainError(f"{', '.join(config.store)}: no view {missing[0]} in any. Make one by `extract --view`.")
         wanted = [tuple(view for view in config.view if view in known) for known in names]
     return tuple(
-        StoreRecord(units=tuple(store.records), view_files=tuple(files_of_views(store, views)))
+        StoreRecord(units=tuple(store.records), view_files=tuple(files_of_views(store.place, views)))
         for store, views in zip(stores, wanted, strict=True)
     )
 
@@ -65,7 +67,7 @@ def store_records(config: TrainConfig, stores: list[FeatureStore]) -> tuple[Stor
 def _reader(store: FeatureStore, record: StoreRecord) -> FeatureReader:
     if not record.view_files:
         return FeatureReader(store, record.units)
-    view = read_view(store, record.view_files)
+    view = read_view(store.place, record.view_files)
     reader = FeatureReader(store, record.units, view)
     if missing := len(view) - len(reader.catalogue):
         _log.info("%s: %d of the view's %d sequences are not in the store", store.root, missing, len(view))

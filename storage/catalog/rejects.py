@@ -11,10 +11,12 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..backends.base import Place
 from ..backends.durable import content_hash
 from ..errors import StoreCorruptError
 from ..schema import Reject
-from ..store import REJECTS_DIRECTORY, FeatureStore
+
+REJECTS_DIRECTORY = "rejects"
 
 ROWS_PER_FILE = 4096
 
@@ -26,10 +28,10 @@ REJECT_SCHEMA = pa.schema(
 class RejectLog:
     """Writes rejected rows as they come; use it as a context manager, which writes the rest however it is left."""
 
-    def __init__(self, store: FeatureStore, *, rows_per_file: int = ROWS_PER_FILE) -> None:
-        self._store = store
+    def __init__(self, place: Place, *, rows_per_file: int = ROWS_PER_FILE) -> None:
+        self._place = place
         self._rows_per_file = rows_per_file
-        self._known = {_name(reject) for reject in _stored(store)}
+        self._known = {_name(reject) for reject in _stored(place)}
         self._pending: list[Reject] = []
         self.count = 0
         """Rows added, those too that the store has already."""
@@ -59,48 +61,48 @@ class RejectLog:
         table = pa.Table.from_pylist([reject.model_dump() for reject in self._pending], schema=REJECT_SCHEMA)
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer)
-        with self._store.place.write_errors():
+        with self._place.write_errors():
             content = buffer.getvalue().to_pybytes()
-            self._store.place.publish(f"{REJECTS_DIRECTORY}/{_file_name(content)}", content)
+            self._place.publish(f"{REJECTS_DIRECTORY}/{_file_name(content)}", content)
         self._pending = []
 
 
-def read_rejects(store: FeatureStore) -> list[Reject]:
+def read_rejects(place: Place) -> list[Reject]:
     """Return every rejected row, each once, whichever runs met it."""
-    return list(dict.fromkeys(_stored(store)))
+    return list(dict.fromkeys(_stored(place)))
 
 
-def count_rejects(store: FeatureStore) -> int:
+def count_rejects(place: Place) -> int:
     """Count the rejected rows, each once, without holding them."""
-    return len({_name(reject) for reject in _stored(store)})
+    return len({_name(reject) for reject in _stored(place)})
 
 
-def check_rejects(store: FeatureStore) -> Iterator[str]:
+def check_rejects(place: Place) -> Iterator[str]:
     """Yield what is wrong with the files of rejects, a line each."""
-    for name in _file_names(store):
+    for name in _file_names(place):
         try:
-            _content(store, name)
+            _content(place, name)
         except StoreCorruptError as error:
             yield str(error)
 
 
-def _stored(store: FeatureStore) -> Iterator[Reject]:
-    for name in _file_names(store):
-        with pq.ParquetFile(pa.BufferReader(_content(store, name))) as file:
+def _stored(place: Place) -> Iterator[Reject]:
+    for name in _file_names(place):
+        with pq.ParquetFile(pa.BufferReader(_content(place, name))) as file:
             for batch in file.iter_batches(ROWS_PER_FILE):
                 for row in batch.to_pylist():
                     yield Reject(**row)
 
 
-def _file_names(store: FeatureStore) -> list[str]:
-    names = store.place.names(REJECTS_DIRECTORY)
+def _file_names(place: Place) -> list[str]:
+    names = place.names(REJECTS_DIRECTORY)
     return [name for name in names if name.startswith("r") and name.endswith(".parquet")]
 
 
-def _content(store: FeatureStore, name: str) -> bytes:
-    content = store.place.read(f"{REJECTS_DIRECTORY}/{name}")
+def _content(place: Place, name: str) -> bytes:
+    content = place.read(f"{REJECTS_DIRECTORY}/{name}")
     if name != _file_name(content):
-        path = store.place.name_of(f"{REJECTS_DIRECTORY}/{name}")
+        path = place.name_of(f"{REJECTS_DIRECTORY}/{name}")
         raise StoreCorruptError(f"{path}: changed since it was written. Delete it: its rows are noted by the next run.")
     return content
 

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..backends.base import Place
 from ..backends.durable import content_hash
 from ..errors import StoreCorruptError, StoreError
 from ..schema import Array, Origin
-from ..store import FeatureStore
 from .sequence_id import SEQUENCE_ID_BYTES, names_of
 
 VIEWS_DIRECTORY = "views"
@@ -78,11 +78,11 @@ class View:
 class ViewWriter:
     """Adds sequences to a view, each once; use it as a context manager, which writes the rest however it is left."""
 
-    def __init__(self, store: FeatureStore, name: str) -> None:
+    def __init__(self, place: Place, name: str) -> None:
         """The view may exist. Raises StoreError for a name that cannot be one."""
-        self._store = store
+        self._place = place
         self._folder = _folder(name)
-        begun = load_views(store, [name]) if name in view_names(store) else None
+        begun = load_views(place, [name]) if name in view_names(place) else None
         self._known = set(names_of(begun.ids)) if begun else set()
         self._pending: list[dict[str, Any]] = []
 
@@ -118,17 +118,17 @@ class ViewWriter:
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA), buffer, compression="zstd")
         content = buffer.getvalue().to_pybytes()
-        with self._store.place.write_errors():
-            self._store.place.publish(f"{self._folder}/{content_hash(content)}{_SUFFIX}", content)
+        with self._place.write_errors():
+            self._place.publish(f"{self._folder}/{content_hash(content)}{_SUFFIX}", content)
         self._pending = []
 
 
-def view_names(store: FeatureStore) -> list[str]:
+def view_names(place: Place) -> list[str]:
     """Return the names of the views of a store."""
-    return [name for name in store.place.names(VIEWS_DIRECTORY) if _NAME.fullmatch(name)]
+    return [name for name in place.names(VIEWS_DIRECTORY) if _NAME.fullmatch(name)]
 
 
-def files_of_views(store: FeatureStore, names: Iterable[str]) -> list[str]:
+def files_of_views(place: Place, names: Iterable[str]) -> list[str]:
     """Return what some views consist of now: keys below the store, or paths of views in files of their own.
 
     A name that ends in ``.parquet`` is such a file's. Raises StoreError for a view that is not there.
@@ -139,20 +139,22 @@ def files_of_views(store: FeatureStore, names: Iterable[str]) -> list[str]:
             found.append(str(Path(name).absolute()))
             continue
         folder = _folder(name)
-        files = [f"{folder}/{file}" for file in store.place.names(folder) if file.endswith(_SUFFIX)]
+        files = [f"{folder}/{file}" for file in place.names(folder) if file.endswith(_SUFFIX)]
         if not files:
-            known = ", ".join(view_names(store)) or "none"
-            raise StoreError(f"{store.root}: no view {name}, there are: {known}. Make one by `specx extract --view`.")
+            known = ", ".join(view_names(place)) or "none"
+            raise StoreError(
+                f"{place.name_of('')}: no view {name}, there are: {known}. Make one by `specx extract --view`."
+            )
         found += files
     return found
 
 
-def load_views(store: FeatureStore, names: Iterable[str]) -> View:
+def load_views(place: Place, names: Iterable[str]) -> View:
     """Return what is in any of some views; a sequence that several have is as the first has it."""
-    return read_view(store, files_of_views(store, names))
+    return read_view(place, files_of_views(place, names))
 
 
-def read_view(store: FeatureStore, files: Iterable[str]) -> View:
+def read_view(place: Place, files: Iterable[str]) -> View:
     """Return what some of the files of views hold, as ``files_of_views`` names them.
 
     Raises StoreError for a file that is no view, StoreCorruptError for one that was changed.
@@ -160,7 +162,7 @@ def read_view(store: FeatureStore, files: Iterable[str]) -> View:
     builder = _Builder()
     for file in files:
         try:
-            content = Path(file).read_bytes() if not file.startswith(f"{VIEWS_DIRECTORY}/") else _whole(store, file)
+            content = Path(file).read_bytes() if not file.startswith(f"{VIEWS_DIRECTORY}/") else _whole(place, file)
         except FileNotFoundError as error:
             raise StoreError(f"{file}: no such view. Name one of the store's, or a Parquet file.") from error
         try:
@@ -175,21 +177,21 @@ def read_view(store: FeatureStore, files: Iterable[str]) -> View:
     return builder.view()
 
 
-def check_views(store: FeatureStore) -> Iterator[str]:
+def check_views(place: Place) -> Iterator[str]:
     """Yield what is wrong with the files of a store's views, a line each."""
-    for name in view_names(store):
-        for file in files_of_views(store, [name]):
+    for name in view_names(place):
+        for file in files_of_views(place, [name]):
             try:
-                _whole(store, file)
+                _whole(place, file)
             except StoreCorruptError as error:
                 yield str(error)
 
 
-def copy_views(source: FeatureStore, into: FeatureStore) -> None:
+def copy_views(source: Place, into: Place) -> None:
     """Add the views of one store to those of another; views of one name become one."""
     for file in files_of_views(source, view_names(source)):
-        with into.place.write_errors():
-            into.place.publish(file, _whole(source, file))
+        with into.write_errors():
+            into.publish(file, _whole(source, file))
 
 
 class _Builder:
@@ -250,10 +252,10 @@ def _folder(name: str) -> str:
     return f"{VIEWS_DIRECTORY}/{name}"
 
 
-def _whole(store: FeatureStore, file: str) -> bytes:
-    content = store.place.read(file)
+def _whole(place: Place, file: str) -> bytes:
+    content = place.read(file)
     if file.rpartition("/")[2] != f"{content_hash(content)}{_SUFFIX}":
         raise StoreCorruptError(
-            f"{store.place.name_of(file)}: changed since it was written. Delete it and rerun `specx extract --view`."
+            f"{place.name_of(file)}: changed since it was written. Delete it and rerun `specx extract --view`."
         )
     return content

@@ -38,7 +38,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "parts": len(store.records),
         "sequences": len(sequences),
         "tokens": tokens,
-        "rejected": count_rejects(store),
+        "rejected": count_rejects(store.place),
         "views": _views(store),
         "categories": dict(Counter(map(str, sequences.category)).most_common()),
         "sources": dict(Counter(map(str, sequences.source)).most_common()),
@@ -64,8 +64,8 @@ def _views(store: FeatureStore) -> dict[str, dict[str, int]]:
     """Return sequences and tokens of each view, and how many of its sequences are not in the store."""
     sequences = store.catalogue()
     found: dict[str, dict[str, int]] = {}
-    for name in view_names(store):
-        rows = find(load_views(store, [name]).ids, sequences.ids)
+    for name in view_names(store.place):
+        rows = find(load_views(store.place, [name]).ids, sequences.ids)
         there = rows[rows >= 0]
         found[name] = {
             "sequences": len(there),

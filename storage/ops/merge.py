@@ -65,9 +65,9 @@ def copy_target(source: FeatureStore, into: FeatureStore) -> None:
 
 def copy_beside(source: FeatureStore, into: FeatureStore) -> None:
     """Add the views and rejects of a store to those of another."""
-    copy_views(source, into)
-    with RejectLog(into) as rejects:
-        for reject in read_rejects(source):
+    copy_views(source.place, into.place)
+    with RejectLog(into.place) as rejects:
+        for reject in read_rejects(source.place):
             rejects.add(reject)
 
 

@@ -44,14 +44,14 @@ def select(store: FeatureStore, name: str, wanted: Filter, *, views: tuple[str, 
     Masks, categories and sources are those of the views where there are some. Raises StoreError if the
     view exists or would be empty, or if the filter is no regular expression.
     """
-    if name in view_names(store):
+    if name in view_names(store.place):
         raise StoreError(f"{store.root}: there is a view {name} already. Choose another name.")
-    view = load_views(store, views) if views else None
+    view = load_views(store.place, views) if views else None
     reader = FeatureReader(store, view=view)
     rows = _passing(reader.catalogue, wanted)
     if not len(rows):
         raise StoreError(f"{store.root}: no sequence passes the filter. `specx store info` tells what is there.")
-    with ViewWriter(store, name) as writer:
+    with ViewWriter(store.place, name) as writer:
         _write(writer, reader, rows, view)
     return Selection(view=name, sequences=len(rows), tokens=int(reader.catalogue.length[rows].sum()))
 

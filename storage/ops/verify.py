@@ -94,8 +94,8 @@ def _problems_beside(store: FeatureStore) -> Iterator[str]:
                 store.check_target(path)
         except StoreCorruptError as error:
             yield str(error)
-    yield from check_views(store)
-    yield from check_rejects(store)
+    yield from check_views(store.place)
+    yield from check_rejects(store.place)
     for file in store.place.names(INDEX_DIRECTORY):
         if not is_whole(store.place, file):
             name = store.place.name_of(f"{INDEX_DIRECTORY}/{file}")

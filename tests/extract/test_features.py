@@ -268,7 +268,7 @@ def test_sequence_that_meets_a_weight_that_is_nan_is_rejected_and_no_other(
     summary = extract(spoilt, data, tmp_path / "store")
     assert (summary.sequences, summary.rejected) == (2, 2)
     store = FeatureStore.open(tmp_path / "store")
-    rejects = read_rejects(store)
+    rejects = read_rejects(store.place)
     assert [(reject.row, reject.reason) for reject in rejects] == [(1, "not_finite"), (3, "not_finite")]
     assert "not finite in torch.bfloat16" in rejects[0].detail
     assert [found.input_ids.tolist() for found in features(store)] == sound

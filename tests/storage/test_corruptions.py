@@ -46,8 +46,8 @@ def sound(
         (directory / "head.safetensors").write_bytes(random.Random(0).randbytes(500))
     with (
         FeatureWriter(store, tokens_per_part=300) as writer,
-        ViewWriter(store, "all") as view,
-        RejectLog(store) as rejects,
+        ViewWriter(store.place, "all") as view,
+        RejectLog(store.place) as rejects,
     ):
         for i in range(SEQUENCES):
             features = make_features(length(i), i)
@@ -154,7 +154,11 @@ def read_all(
             assert_same(reader.features(number), make_features(length(i), i))
         except StoreError:
             is_met = True
-    for read in (lambda: load_views(store, ["all"]), lambda: read_rejects(store), lambda: store.target_directory):
+    for read in (
+        lambda: load_views(store.place, ["all"]),
+        lambda: read_rejects(store.place),
+        lambda: store.target_directory,
+    ):
         try:
             read()
         except StoreError:

@@ -282,13 +282,13 @@ def test_every_row_read_is_counted_once(target: Path, tmp_path: Path) -> None:
     assert summary.sequences + summary.reused + summary.rejected == 5 + len(bad)
     store = FeatureStore.open(config.store)
     assert len(store.catalogue()) == 4
-    rejects = read_rejects(store)
+    rejects = read_rejects(store.place)
     assert Counter(reject.reason for reject in rejects) == expected
     assert {reject.source for reject in rejects} == {str(tmp_path / "first.jsonl")}
     assert [reject for record in store.records.values() for reject in record.rejected] == rejects
     again = run(config)
     assert (again.sequences, again.reused, again.rejected) == (0, 6, expected.total())
-    assert read_rejects(store) == rejects
+    assert read_rejects(store.place) == rejects
 
 
 @pytest.mark.parametrize(

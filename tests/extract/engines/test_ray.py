@@ -194,7 +194,7 @@ def test_what_killed_workers_had_not_committed_is_run_by_others(
         summary = run(config)
     assert len(killed) == 3
     store = FeatureStore.open(config.store)
-    unusable = [reject.row for reject in read_rejects(store) if reject.reason == "not_finite"]
+    unusable = [reject.row for reject in read_rejects(store.place) if reject.reason == "not_finite"]
     assert len(unusable) == len(set(unusable)) == ROWS_WITH_TOKEN
     require_whole(store, summary, ROWS_WITH_TOKEN)
 

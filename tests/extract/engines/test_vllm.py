@@ -344,7 +344,7 @@ def test_exactly_the_sequences_that_meet_a_nan_are_rejected(
     assert 10 < len(poisoned) < 60
     rejects = sorted(dense.told["rejects"], key=lambda reject: reject["row"])
     assert [(reject["row"], reject["reason"]) for reject in rejects] == [(row, "not_finite") for row in poisoned]
-    assert rejects == [reject.model_dump() for reject in read_rejects(dense_expected)]
+    assert rejects == [reject.model_dump() for reject in read_rejects(dense_expected.place)]
     recorded = [reject.row for record in dense.store.records.values() for reject in record.rejected]
     assert sorted(recorded) == poisoned
 

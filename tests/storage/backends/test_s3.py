@@ -269,10 +269,10 @@ def test_rejects_and_summary_are_those_of_a_local_store(s3: str, tmp_path: Path,
     summaries = []
     for path in (tmp_path / "store", f"{s3}/store"):
         store = fill(path, 5, tokens_per_part=200)
-        with RejectLog(store, rows_per_file=3) as log:
+        with RejectLog(store.place, rows_per_file=3) as log:
             for row in range(7):
                 log.add(Reject(source="first.jsonl", row=row, reason="too_long", detail=""))
-        assert sorted(reject.row for reject in read_rejects(store)) == list(range(7))
+        assert sorted(reject.row for reject in read_rejects(store.place)) == list(range(7))
         summaries.append(summary(FeatureStore.open(path)))
     assert summaries[0].pop("store") == str(tmp_path / "store")
     assert summaries[1].pop("store") == f"{s3}/store"

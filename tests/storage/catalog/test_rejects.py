@@ -20,7 +20,7 @@ def reject(row: int, reason: str = "too_long") -> Reject:
 
 
 def write(store: FeatureStore, rejects: list[Reject]) -> RejectLog:
-    with RejectLog(store) as log:
+    with RejectLog(store.place) as log:
         for one in rejects:
             log.add(one)
     return log
@@ -33,12 +33,12 @@ def files(store: FeatureStore) -> list[Path]:
 def test_rejects_are_read_as_they_were_written(store: FeatureStore) -> None:
     rows = [reject(3), reject(1, "no_answer"), reject(2)]
     write(store, rows)
-    assert sorted(read_rejects(store), key=lambda one: one.row) == sorted(rows, key=lambda one: one.row)
+    assert sorted(read_rejects(store.place), key=lambda one: one.row) == sorted(rows, key=lambda one: one.row)
 
 
 def test_a_store_without_rejects_has_none_and_no_file(store: FeatureStore) -> None:
     write(store, [])
-    assert read_rejects(store) == []
+    assert read_rejects(store.place) == []
     assert not Path(store.root, "rejects").exists()
 
 
@@ -47,51 +47,51 @@ def test_a_row_met_again_by_another_run_is_not_written_again(store: FeatureStore
     write(store, [reject(0), reject(1)])
     assert len(files(store)) == 1
     write(store, [reject(1), reject(2)])
-    assert sorted(one.row for one in read_rejects(store)) == [0, 1, 2]
+    assert sorted(one.row for one in read_rejects(store.place)) == [0, 1, 2]
     rows = [row for path in files(store) for row in pq.read_table(path).to_pylist()]
     assert sorted(row["row"] for row in rows) == [0, 1, 2]
 
 
 def test_a_row_met_twice_in_one_run_is_read_once(store: FeatureStore) -> None:
     write(store, [reject(0), reject(0)])
-    assert read_rejects(store) == [reject(0)]
+    assert read_rejects(store.place) == [reject(0)]
 
 
 def test_one_row_with_two_reasons_is_two_rejects(store: FeatureStore) -> None:
     write(store, [reject(0, "too_long"), reject(0, "not_finite")])
-    assert len(read_rejects(store)) == 2
+    assert len(read_rejects(store.place)) == 2
 
 
 def test_an_unfinished_file_is_not_read(store: FeatureStore) -> None:
     write(store, [reject(0)])
     (Path(store.root) / "rejects" / ".tmp-0123-r0.parquet").write_bytes(b"PAR1")
-    assert read_rejects(store) == [reject(0)]
+    assert read_rejects(store.place) == [reject(0)]
 
 
 def test_rows_are_on_disk_while_the_run_goes_on_and_after_it_broke_off(store: FeatureStore) -> None:
     def break_off() -> None:
-        with RejectLog(store, rows_per_file=3) as log:
+        with RejectLog(store.place, rows_per_file=3) as log:
             for row in range(7):
                 log.add(reject(row))
-                assert len(read_rejects(store)) == (row + 1) // 3 * 3
+                assert len(read_rejects(store.place)) == (row + 1) // 3 * 3
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         break_off()
     assert len(files(store)) == 3
-    assert sorted(one.row for one in read_rejects(store)) == list(range(7))
+    assert sorted(one.row for one in read_rejects(store.place)) == list(range(7))
 
 
 def test_the_count_is_of_the_rows_of_this_run_known_or_not(store: FeatureStore) -> None:
     assert write(store, [reject(0), reject(1)]).count == 2
     assert write(store, [reject(1), reject(1), reject(2)]).count == 3
-    assert count_rejects(store) == 3
+    assert count_rejects(store.place) == 3
 
 
 def test_two_logs_at_once_lose_nothing_and_a_row_of_both_counts_once(store: FeatureStore) -> None:
-    with RejectLog(store) as first, RejectLog(store) as second:
+    with RejectLog(store.place) as first, RejectLog(store.place) as second:
         for row in range(4):
             first.add(reject(row))
             second.add(reject(row + 2))
-    assert sorted(one.row for one in read_rejects(store)) == list(range(6))
-    assert count_rejects(store) == 6
+    assert sorted(one.row for one in read_rejects(store.place)) == list(range(6))
+    assert count_rejects(store.place) == 6

@@ -60,7 +60,7 @@ def test_rejected_rows_are_counted_once(tmp_path: Path, info: DatasetInfo) -> No
     store = FeatureStore.create(tmp_path / "store", info)
     reject = Reject(source="a", row=1, reason="too_long", detail="")
     for rows in ((1,), (1, 2)):
-        with RejectLog(store) as log:
+        with RejectLog(store.place) as log:
             for row in rows:
                 log.add(reject.model_copy(update={"row": row}))
     assert summary(store)["rejected"] == 2

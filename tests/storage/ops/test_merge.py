@@ -34,11 +34,11 @@ def make(tmp_path: Path, info: DatasetInfo, sequence: Sequence, origin: Callable
         store = FeatureStore.create(tmp_path / name, info.model_copy(update=settings))
         with store.new_target() as directory:
             (directory / "config.json").write_text("{}")
-        with FeatureWriter(store, tokens_per_part=tokens_per_part) as writer, ViewWriter(store, name) as view:
+        with FeatureWriter(store, tokens_per_part=tokens_per_part) as writer, ViewWriter(store.place, name) as view:
             for i in numbers:
                 writer.add(sequence(i), origin(i))
                 view.add(sequence_id(sequence(i).input_ids), None, origin(i))
-        with RejectLog(store) as rejects:
+        with RejectLog(store.place) as rejects:
             rejects.add(Reject(source=name, row=1, reason="empty", detail=""))
         return store
 
@@ -74,9 +74,9 @@ def test_stores_apart_are_merged_part_by_part(
     shard = next((Path(one.part_path(one.records[0])) / "lse" / "c").iterdir())
     assert shard.stat().st_nlink == (2 if link else 1)
     assert merged.has_target
-    assert view_names(merged) == ["one", "other"]
-    assert len(load_views(merged, ["other"])) == 6
-    assert {reject.source for reject in read_rejects(merged)} == {"one", "other"}
+    assert view_names(merged.place) == ["one", "other"]
+    assert len(load_views(merged.place, ["other"])) == 6
+    assert {reject.source for reject in read_rejects(merged.place)} == {"one", "other"}
 
 
 def test_what_stores_share_is_there_once(
@@ -171,7 +171,7 @@ def test_a_pruned_store_has_what_was_kept_and_all_else_as_it_was(
         assert np.array_equal(found.aux_hidden, expected.aux_hidden[:, [0, 2]])
         assert np.array_equal(found.topk_logprob.view(np.uint16), expected.topk_logprob.view(np.uint16))
         assert np.array_equal(found.input_ids, expected.input_ids)
-    assert view_names(smaller) == ["one"]
+    assert view_names(smaller.place) == ["one"]
     assert smaller.has_target
     assert verify(FeatureStore.open(smaller.root)).problems == []
     assert prune(store, smaller, tokens_per_part=300).sequences == 0, "a rerun has nothing to do"
