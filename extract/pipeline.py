@@ -5,6 +5,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from ..hub import TargetError
 from ..storage.catalog.rejects import RejectLog
 from ..storage.catalog.sequence_id import names_of, sequence_id
 from ..storage.catalog.views import ViewWriter
@@ -18,7 +19,7 @@ from .engines.factory import open_engine
 from .engines.sink import Outcome
 from .plan import expect, require_room
 from .progress import Progressed, Reporter, reporter
-from .target import Target, TargetError, copy_into, identify, open_target, resolve_boundaries
+from .target import Target, copy_into, identify, open_target, resolve_boundaries
 
 _log = logging.getLogger(__name__)
 

@@ -30,6 +30,10 @@ COMMANDS = (
     "regenerate",
     "rope-check",
     "report",
+    "store select",
+    "store merge",
+    "store prune",
+    "store gc",
 )
 HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm", "plotly")
 SCRIPT = """
@@ -69,6 +73,29 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     )
     reported = [json.loads(line) for line in result.stdout.splitlines()]
     assert reported == [[command, 0, True, []] for command in ("", *COMMANDS)]
+
+
+def test_the_list_of_commands_loads_no_settings() -> None:
+    script = (
+        "import io, sys\n"
+        "from contextlib import redirect_stdout\n"
+        "from specx.cli import main\n"
+        "sys.argv = ['specx', '--help']\n"
+        "with redirect_stdout(io.StringIO()) as out:\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as exit:\n"
+        "        assert exit.code == 0\n"
+        "assert 'rope-check' in out.getvalue()\n"
+        "assert not {'pydantic', 'yaml', 'specx.config', 'torch'} & set(sys.modules)\n"
+    )
+    assert_runs(script)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "specx", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert result.stdout == f"specx {__version__}\n"
 
 
 def test_training_is_imported_without_transformers() -> None:

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ..config import RunConfig
+from ..config import Option, RunConfig
 from .families.presets import with_preset
-from .loss.divergences import LossName
+from .loss.names import LossName
 
 
 def _several(value: Any) -> Any:
@@ -18,7 +18,7 @@ class TrainConfig(RunConfig):
 
     store: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
     """Feature stores of one target to train from; one may be given without a list."""
-    weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several)] = ()
+    weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several), Option(name="weight")] = ()
     """Passes over each store in an epoch, in the order of ``store``; a fraction is a share of it. Empty: 1 each."""
     out: str
     """Directory of the run: checkpoints, logs, result. Rerunning into it resumes."""
@@ -83,6 +83,7 @@ class TrainConfig(RunConfig):
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak that is left at the last step."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's."""
     gradient_clip: float = Field(default=0.5, gt=0)
@@ -105,7 +106,10 @@ class TrainConfig(RunConfig):
     """Steps between validations."""
     early_stopping: int | None = Field(default=None, ge=1)
     """Stop after so many validations in a row without a longer acceptance length; None never does."""
-    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv")
+    loggers: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], Option(name="logger")] = (
+        "tensorboard",
+        "csv",
+    )
     """Where the curves go: files below ``logs/`` of the run, or a server that wandb or MLflow was told of."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of the logs."""

@@ -7,12 +7,10 @@ Shapes: M rows, S outcomes.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 
-LossName = Literal["cross_entropy", "forward_kl", "reverse_kl", "total_variation", "lk_alpha", "lk_lambda"]
-LOSSES: tuple[LossName, ...] = get_args(LossName)
+from .names import LossName
 
 LK_ETA = 3.0
 """Of ``lk_lambda``: the value its authors found best."""

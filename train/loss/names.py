@@ -1,0 +1,6 @@
+"""Names of the losses, in a file that imports nothing heavy, as settings need them."""
+
+from typing import Literal, get_args
+
+LossName = Literal["cross_entropy", "forward_kl", "reverse_kl", "total_variation", "lk_alpha", "lk_lambda"]
+LOSSES: tuple[LossName, ...] = get_args(LossName)
