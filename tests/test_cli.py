@@ -196,6 +196,16 @@ def test_store_info_describes_the_store(specx: Specx, tiny_store: Path) -> None:
         assert line.split()[0] in summary
 
 
+def test_a_command_takes_its_settings_from_a_run_file_alone(specx: Specx, tiny_store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"store: {tiny_store}\n")
+    result = specx("store", "info", "--config", path, "--json")
+    assert result.returncode == 0, result.stderr
+    missing = specx("store", "info")
+    assert missing.returncode == 1
+    assert missing.stderr == "specx: options: STORE (store): missing; give STORE or the key in a run file\n"
+
+
 def test_store_verify_exits_with_1_where_there_is_damage(specx: Specx, store_copy: Path) -> None:
     sound = specx("store", "verify", store_copy, "--json")
     assert sound.returncode == 0, sound.stderr

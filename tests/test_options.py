@@ -1,7 +1,5 @@
 """Options made from settings classes: every key is one, with help, a panel and a way to write its value."""
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,8 +19,6 @@ from specx.storage.ops.config import GcConfig, InfoConfig, MergeConfig, PruneCon
 from specx.train.config import TrainConfig
 from specx.train.evaluate.config import EvaluateConfig
 from specx.train.export.config import ExportConfig, RopeCheckConfig
-
-Specx = Callable[..., subprocess.CompletedProcess[str]]
 
 SETTINGS: dict[str, type[RunConfig]] = {
     "extract": ExtractConfig,
@@ -347,13 +343,3 @@ def test_errors_name_the_run_file_where_the_value_is_from_it(tmp_path: Path) -> 
 def test_a_key_of_which_no_option_can_be_made_is_refused_at_once() -> None:
     with pytest.raises(TypeError, match="odd: no option can be made of"):
         from_settings(ErrorConfig, COMMANDS["train"])
-
-
-def test_a_command_takes_its_settings_from_a_run_file_alone(specx: Specx, tiny_store: Path, tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(f"store: {tiny_store}\n")
-    result = specx("store", "info", "--config", path, "--json")
-    assert result.returncode == 0, result.stderr
-    missing = specx("store", "info")
-    assert missing.returncode == 1
-    assert missing.stderr == "specx: options: STORE (store): missing; give STORE or the key in a run file\n"
