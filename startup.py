@@ -50,6 +50,15 @@ def import_torch() -> None:
     import_module("torch")
 
 
+@contextmanager
+def train_imports() -> Iterator[None]:
+    """Import torch, then what training needs in the block, in the ways of the functions above and below."""
+    with without_collector():
+        import_torch()
+        with without_text_metrics():
+            yield
+
+
 def _load_libraries(folder: Path) -> None:
     """Load libraries of torch as importing it would; where one cannot be loaded, importing it will tell.
 

@@ -5,6 +5,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from ..hub import TargetError
 from ..storage.catalog.rejects import RejectLog
 from ..storage.catalog.sequence_id import names_of, sequence_id
 from ..storage.catalog.views import ViewWriter
@@ -13,12 +14,12 @@ from ..storage.schema import DatasetInfo, Reject
 from ..storage.store import FeatureStore
 from .config import ExtractConfig
 from .data.samples import Sample, SampleReader
-from .engines.base import Engine
+from .engines.base import ExtractionEngine
 from .engines.factory import open_engine
 from .engines.sink import Outcome
 from .plan import expect, require_room
 from .progress import Progressed, Reporter, reporter
-from .target import Target, TargetError, copy_into, identify, open_target, resolve_boundaries
+from .target import Target, copy_into, identify, open_target, resolve_boundaries
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class _Ledger:
 
 def _extract(config: ExtractConfig, target: Target, store: FeatureStore, ledger: _Ledger) -> None:
     known = set(names_of(store.catalogue().ids))
-    engine: Engine | None = None
+    engine: ExtractionEngine | None = None
     try:
         for row in SampleReader(config, target):
             ledger.counts.rows += 1

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from .. import SpecxError
+from ..hub import TargetError
 from ..storage.ops.size_estimate import Parts, StoreEstimate, cut, estimate, spread
 from ..storage.schema import DatasetInfo, TargetIdentity
-from .config import ExtractConfig
+from .config import ExtractConfig, PlanConfig
 from .data.row_count import Count, count
-from .target import Target, TargetError, open_target, resolve_boundaries
+from .target import Target, open_target, resolve_boundaries
 
 _ROWS_OF_A_PLAN = 1000
 _ROWS_OF_A_RUN = 200
@@ -35,20 +34,6 @@ _log = logging.getLogger(__name__)
 
 class PlanError(SpecxError):
     """There is nothing to plan with, or no room for what is planned."""
-
-
-class PlanConfig(ExtractConfig):
-    """A run that is not to be started: tokens or data, and what else ``specx extract`` takes."""
-
-    data: tuple[str, ...] = ()
-    store: str = ""
-    """Where it would go, to look at the free space there."""
-    tokens: int | None = Field(default=None, ge=1)
-    """Of all sequences, instead of data."""
-    sequences: int | None = Field(default=None, ge=1)
-    """That ``tokens`` are in; None assumes a usual length."""
-    tokens_per_s: float | None = Field(default=None, gt=0)
-    """As a run measured it; gives the hours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

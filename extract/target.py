@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from .. import SpecxError
+from ..hub import CONFIG_FILES, TargetError, locate_target
 from ..storage.errors import StoreError
 from ..storage.schema import TargetIdentity
 from ..storage.store import FeatureStore
@@ -42,16 +41,6 @@ _HEAD_TENSORS = {
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Names in safetensors and in configs."""
 
-_COPIED_PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-)
-
 # They name files, tools and habits of generation, not the function the weights compute.
 _KEYS_WITHOUT_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
@@ -64,10 +53,6 @@ _KEYS_OF_DRAFTS = (
     "rope_parameters",
 )
 """Those of a config that a draft is made by, and ``open_target`` does not ask for."""
-
-
-class TargetError(SpecxError):
-    """The target cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +95,7 @@ def open_target(name: str, *, weights: bool = True) -> Target:
     Without ``weights`` its config is all that must be there and no tensor is fetched: ``files`` is empty,
     and ``dtype`` is the one the config names, bfloat16 where it names none.
     """
-    path = _locate(name, weights)
+    path = locate_target(name, weights=weights)
     config_path = path / "config.json"
     try:
         config = json.loads(config_path.read_text())
@@ -192,7 +177,7 @@ def copy_into(target: Target, store: FeatureStore) -> None:
         return
     config = _completed_config(target)
     with store.new_target() as directory:
-        for pattern in _COPIED_PATTERNS:
+        for pattern in CONFIG_FILES:
             for file in sorted(target.path.glob(pattern)):
                 shutil.copyfile(file, directory / file.name)
         if any(target.config.get(key) != config.get(key) for key in _KEYS_OF_DRAFTS):
@@ -217,21 +202,6 @@ def _completed_config(target: Target) -> dict[str, Any]:
     # Where it lay on this machine.
     del values["_name_or_path"]
     return values
-
-
-def _locate(name: str, weights: bool) -> Path:
-    path = Path(name)
-    if path.is_dir():
-        return path.absolute()
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if path.exists() or not is_hub_id:
-        raise TargetError(f"{name}: no such directory. Give --target a model's directory or hub id.")
-    patterns = [*_COPIED_PATTERNS, *(("*.safetensors", "*.json") if weights else ())]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TargetError(f"{name}: neither a directory nor a model on the hub: {reason}") from error
 
 
 def _named_dtype(config: dict[str, Any]) -> Any:

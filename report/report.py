@@ -8,6 +8,7 @@ from .. import __version__
 from ..storage.backends.durable import disk_errors, temporary_name
 from ..storage.store import DATASET_FILE, FeatureStore
 from .charts import Section, short_name
+from .config import ReportConfig
 from .errors import ReportError
 from .evaluation import evaluation_section, read_evaluation
 from .page import page
@@ -25,6 +26,11 @@ class ReportSummary:
     stores: int
     evaluations: int
     charts: int
+
+
+def run(config: ReportConfig) -> ReportSummary:
+    """Write the report that the settings describe."""
+    return report(config.paths, config.out, config.evaluation)
 
 
 def report(paths: Sequence[str], out: str | Path, evaluations: Sequence[Path] = ()) -> ReportSummary:

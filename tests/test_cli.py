@@ -30,6 +30,10 @@ COMMANDS = (
     "regenerate",
     "rope-check",
     "report",
+    "store select",
+    "store merge",
+    "store prune",
+    "store gc",
 )
 HEAVY = ("torch", "numpy", "zarr", "transformers", "datasets", "lightning", "pyarrow", "safetensors", "vllm", "plotly")
 SCRIPT = """
@@ -69,6 +73,29 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     )
     reported = [json.loads(line) for line in result.stdout.splitlines()]
     assert reported == [[command, 0, True, []] for command in ("", *COMMANDS)]
+
+
+def test_the_list_of_commands_loads_no_settings() -> None:
+    script = (
+        "import io, sys\n"
+        "from contextlib import redirect_stdout\n"
+        "from specx.cli import main\n"
+        "sys.argv = ['specx', '--help']\n"
+        "with redirect_stdout(io.StringIO()) as out:\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as exit:\n"
+        "        assert exit.code == 0\n"
+        "assert 'rope-check' in out.getvalue()\n"
+        "assert not {'pydantic', 'yaml', 'specx.config', 'torch'} & set(sys.modules)\n"
+    )
+    assert_runs(script)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "specx", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert result.stdout == f"specx {__version__}\n"
 
 
 def test_training_is_imported_without_transformers() -> None:
@@ -167,6 +194,16 @@ def test_store_info_describes_the_store(specx: Specx, tiny_store: Path) -> None:
     assert sum(summary["bytes_by_array"].values()) == summary["bytes"]
     for line in specx("store", "info", tiny_store).stdout.splitlines():
         assert line.split()[0] in summary
+
+
+def test_a_command_takes_its_settings_from_a_run_file_alone(specx: Specx, tiny_store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"store: {tiny_store}\n")
+    result = specx("store", "info", "--config", path, "--json")
+    assert result.returncode == 0, result.stderr
+    missing = specx("store", "info")
+    assert missing.returncode == 1
+    assert missing.stderr == "specx: options: STORE (store): missing; give STORE or the key in a run file\n"
 
 
 def test_store_verify_exits_with_1_where_there_is_damage(specx: Specx, store_copy: Path) -> None:

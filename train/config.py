@@ -45,14 +45,6 @@ class TrainConfig(RecipeSettings):
         """Name of the draft family."""
         return self.draft.method
 
-    @classmethod
-    def keys(cls, settings: Mapping[str, Any]) -> list[str]:
-        """Return the keys that a run may have, given the flat settings that name its method."""
-        method = _method(settings)
-        known = entries().get(method)
-        of_family = known.settings.model_fields if known else {"method": None}
-        return sorted({*RecipeSettings.model_fields, *of_family})
-
     def flat(self) -> dict[str, Any]:
         """Return all settings as plain JSON values under the keys that users write."""
         values: dict[str, Any] = self.model_dump(mode="json")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ..config import RunConfig
+from ..config import Option, RunConfig
 
 
 def _several(value: Any) -> Any:
@@ -18,7 +18,7 @@ class DataSettings(RunConfig):
 
     store: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
     """Feature store to train from, or several of one target."""
-    weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several)] = ()
+    weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several), Option(name="weight")] = ()
     """Passes over each store in an epoch, in the order of --store; a fraction is a share of it. By default 1 each."""
     view: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     """View, or Parquet file like one: train on its sequences only, with its masks. By default all of the store."""
@@ -80,7 +80,9 @@ class LoopSettings(RunConfig):
     """Steps between validations."""
     early_stopping: int | None = Field(default=None, ge=1)
     """Early-stopping patience, in validations; by default a run goes to its end."""
-    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv")
+    loggers: Annotated[
+        tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], BeforeValidator(_several), Option(name="logger")
+    ] = ("tensorboard", "csv")
     """Where the curves go: files below logs/ of the run, or the server of wandb or MLflow."""
     log_every: int = Field(default=10, ge=1)
     """Steps between entries of the logs."""

@@ -20,7 +20,7 @@ class EngineDiedError(EngineError):
     """The engine's own process has died; another engine may do better with the same samples."""
 
 
-class Engine(Protocol):
+class ExtractionEngine(Protocol):
     """Runs samples through the target and commits their features."""
 
     def add(self, sample: Sample) -> None:

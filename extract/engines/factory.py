@@ -8,10 +8,9 @@ import torch
 from ...storage.schema import DatasetInfo
 from ...storage.store import FeatureStore
 from ...storage.writer import FeatureWriter
-from ..config import ExtractConfig
-from ..regenerate.config import RegenerateConfig
+from ..config import EngineSettings, ExtractConfig
 from ..target import Target
-from .base import Engine, EngineError
+from .base import EngineError, ExtractionEngine
 
 # Read by Ray when it is imported and when it starts. Of a worker that was killed, the processes it had started
 # (vLLM's) must not live on with its GPU. That it ended is told once, by us: Ray's lines would go to stdout.
@@ -24,7 +23,7 @@ _RAY_ENVIRONMENT = {
 }
 
 
-def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
+def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> ExtractionEngine:
     """Return the engine, or the many in one, that write to the store of ``config``.
 
     Only the library of the chosen engine is imported. Raises SpecxError if it cannot be had.
@@ -32,9 +31,9 @@ def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Eng
     if config.workers > 1 or config.ray_address is not None:
         return _many_engines(config, target, info)
     if config.engine == "vllm" or (config.engine == "auto" and torch.cuda.is_available()):
-        from .vllm.engine import VllmEngine
+        from .vllm.engine import VllmExtractionEngine
 
-        return VllmEngine(
+        return VllmExtractionEngine(
             target,
             info,
             config.store,
@@ -49,7 +48,7 @@ def open_engine(config: ExtractConfig, target: Target, info: DatasetInfo) -> Eng
     return TransformersEngine(target, info, writer, device=config.device, queue_bytes=config.queue_bytes)
 
 
-def _many_engines(config: ExtractConfig, target: Target, info: DatasetInfo) -> Engine:
+def _many_engines(config: ExtractConfig, target: Target, info: DatasetInfo) -> ExtractionEngine:
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -63,7 +62,7 @@ def _many_engines(config: ExtractConfig, target: Target, info: DatasetInfo) -> E
     return RayEngine(config, target, info)
 
 
-def vllm_options(config: ExtractConfig | RegenerateConfig) -> dict[str, Any]:
+def vllm_options(config: EngineSettings) -> dict[str, Any]:
     """Return the engine arguments that a run's settings ask vLLM for."""
     return {
         **config.engine_options,

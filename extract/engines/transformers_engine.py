@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from ...hub import TargetError
 from ...storage.schema import DatasetInfo, Reject
 from ...storage.writer import FeatureWriter
 from ..data.samples import Sample
-from ..target import Target, TargetError
+from ..target import Target
 from .base import EngineError
 from .outputs import reduce_outputs
 from .sink import OnCpu, Outcome, Sink

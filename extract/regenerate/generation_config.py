@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from ..target import Target, TargetError, identify
+from ...hub import TargetError
+from ..target import Target, identify
 from .answer_file import AnswerSettings
 from .config import RegenerateConfig
 

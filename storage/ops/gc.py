@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ..backends.durable import TEMPORARY_PREFIX
 from ..catalog.commit_log import COMMITS_DIRECTORY
 from ..store import PARTS_DIRECTORY, FeatureStore
+from .config import GcConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,6 +19,12 @@ class Garbage:
     """Perhaps of a writer that is at work."""
     bytes: int = 0
     """Of the parts and directories among what was removed."""
+
+
+def run(config: GcConfig) -> Garbage:
+    """Remove, or list, the garbage of a store."""
+    store = FeatureStore.open(config.store)
+    return collect(store, older_than_s=3600 * config.older_than, dry_run=config.dry_run)
 
 
 def collect(store: FeatureStore, *, older_than_s: float, dry_run: bool) -> Garbage:

@@ -10,6 +10,12 @@ from ..catalog.sequence_id import find
 from ..catalog.views import load_views, view_names
 from ..parts.array_metadata import METADATA_FILE
 from ..store import FeatureStore
+from .config import InfoConfig
+
+
+def run(config: InfoConfig) -> dict[str, Any]:
+    """Return what is in a store, ready for JSON."""
+    return summary(FeatureStore.open(config.store))
 
 
 def summary(store: FeatureStore) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..reader import FeatureReader, check_metadata, check_sizes
 from ..schema import CommitRecord, Origin
 from ..store import FeatureStore
 from ..writer import FeatureWriter
+from .config import MergeConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,6 +28,13 @@ class Merged:
     """Sequences that were there already."""
     whole_parts: int = 0
     """Taken as they are."""
+
+
+def run(config: MergeConfig) -> Merged:
+    """Add stores to another, which is created if there is none."""
+    sources = [FeatureStore.open(source) for source in config.sources]
+    into = FeatureStore.create(config.into, sources[0].info)
+    return merge(sources, into, link=config.link, tokens_per_part=config.tokens_per_part)
 
 
 def merge(sources: list[FeatureStore], into: FeatureStore, *, link: bool, tokens_per_part: int) -> Merged:

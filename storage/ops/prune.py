@@ -13,6 +13,7 @@ from ..reader import FeatureReader
 from ..schema import DatasetInfo, SequenceFeatures
 from ..store import FeatureStore
 from ..writer import FeatureWriter
+from .config import PruneConfig
 from .merge import copy_beside, copy_target, origins
 
 _LOSSY: tuple[CodecName, ...] = ("int8", "fp8")
@@ -24,6 +25,13 @@ class Pruned:
 
     sequences: int
     tokens: int
+
+
+def run(config: PruneConfig) -> Pruned:
+    """Write the smaller store, or what an earlier run left to do."""
+    store = FeatureStore.open(config.store)
+    info = pruned_info(store.info, boundaries=config.boundaries, codec=config.codec, last_hidden=config.last_hidden)
+    return prune(store, FeatureStore.create(config.into, info), tokens_per_part=config.tokens_per_part)
 
 
 def pruned_info(

@@ -12,6 +12,7 @@ from ..errors import StoreError
 from ..reader import FeatureReader
 from ..schema import Origin
 from ..store import FeatureStore
+from .config import SelectConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,18 @@ class Selection:
     view: str
     sequences: int
     tokens: int
+
+
+def run(config: SelectConfig) -> Selection:
+    """Make the view that the settings describe."""
+    wanted = Filter(
+        categories=config.category or None,
+        min_length=config.min_length,
+        max_length=config.max_length,
+        source=config.source,
+        limit=config.limit,
+    )
+    return select(FeatureStore.open(config.store), config.name, wanted, views=config.view)
 
 
 def select(store: FeatureStore, name: str, wanted: Filter, *, views: tuple[str, ...] = ()) -> Selection:

@@ -18,6 +18,7 @@ from ..parts.part_writer import SEQUENCE_TABLE
 from ..reader import PartReader, check_metadata, check_sizes
 from ..schema import CommitRecord
 from ..store import PARTS_DIRECTORY, TARGET_DIRECTORY, FeatureStore
+from .config import VerifyConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,6 +35,20 @@ class Verification:
     """Those of the problems that end when a unit is un-committed, and its sequences extracted again."""
     unreferenced: list[str] = field(default_factory=list)
     """Parts and temporary files that no record names: leftovers of killed runs, harmless."""
+
+
+def run(config: VerifyConfig) -> Verification:
+    """Check a store and, if asked to, un-commit what is damaged."""
+    store = FeatureStore.open(config.store, tolerant=True)
+    result = verify(store)
+    if config.drop_bad:
+        drop_damaged(store, result)
+    return result
+
+
+def check(config: VerifyConfig, result: Verification) -> None:
+    """Raise StoreError, one line, if anything is still wrong."""
+    require_sound(config.store, result)
 
 
 def verify(store: FeatureStore) -> Verification:
@@ -60,11 +75,11 @@ def verify(store: FeatureStore) -> Verification:
     return result
 
 
-def require_sound(store: FeatureStore, result: Verification) -> None:
+def require_sound(where: str, result: Verification) -> None:
     """Raise StoreError, one line, if anything is wrong."""
     if result.problems:
         more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
-        raise StoreError(f"{store.root}: {len(result.problems)} damaged: {result.problems[0]}{more}")
+        raise StoreError(f"{where}: {len(result.problems)} damaged: {result.problems[0]}{more}")
 
 
 def drop_damaged(store: FeatureStore, result: Verification) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 
 from specx.extract.config import ExtractConfig
 from specx.extract.pipeline import ExtractSummary, run
-from specx.extract.target import TargetError
+from specx.hub import TargetError
 from specx.storage.catalog.rejects import read_rejects
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import Array, SequenceFeatures

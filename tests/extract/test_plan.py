@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from specx import SpecxError
-from specx.extract.config import ExtractConfig
+from specx.extract.config import ExtractConfig, PlanConfig
 from specx.extract.data.row_count import Count, count
 from specx.extract.data.samples import DataError, Sample, SampleReader
-from specx.extract.plan import PlanConfig, PlanError, RunEstimate, expect, free_space, plan, require_room
-from specx.extract.target import TargetError, open_target
+from specx.extract.plan import PlanError, RunEstimate, expect, free_space, plan, require_room
+from specx.extract.target import open_target
+from specx.hub import TargetError
 from specx.storage.ops.info import summary
 from specx.storage.reader import FeatureReader
 from specx.storage.schema import Origin

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from specx import SpecxError
-from specx.extract.target import Target, TargetError, copy_into, identify, open_target, read_head, resolve_boundaries
+from specx.extract.target import Target, copy_into, identify, open_target, read_head, resolve_boundaries
+from specx.hub import TargetError
 from specx.storage.schema import DatasetInfo
 from specx.storage.store import FeatureStore
 
@@ -268,12 +269,6 @@ def test_unusable_target_is_named_with_what_it_lacks(
     damage(copy, name, content)
     with pytest.raises(SpecxError, match=f"^{copy}.*{message}"):
         open_target(str(copy))
-
-
-@pytest.mark.parametrize("name", ["/gone", "./gone", "~/gone", "gone"])
-def test_missing_directory_is_not_looked_for_on_the_hub(name: str) -> None:
-    with pytest.raises(TargetError, match=f"^{name}: no such directory"):
-        open_target(name)
 
 
 def test_truncated_weights_are_refused(copy: Path) -> None:

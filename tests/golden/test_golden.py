@@ -56,7 +56,7 @@ def last_line(result: CompletedProcess[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_store_is_whole_and_read_as_every_other_codec_has_it(golden: Path, codec: str) -> None:
     store = FeatureStore.open(str(golden / codec))
-    require_sound(store, verify(store))
+    require_sound(store.root, verify(store))
     ours, plain = FeatureReader(store), FeatureReader(FeatureStore.open(str(golden / "none")))
     assert len(ours.catalogue) == len(plain.catalogue) == 40
     for sequence in (0, 17, 39):

@@ -1,52 +1,77 @@
 """Settings of ``specx evaluate``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ...config import RunConfig
+from ...config import Option, RunConfig
 
 EngineName = Literal["vllm", "transformers", "server"]
 
 
-class EvaluateConfig(RunConfig):
-    """What to decode, with what."""
+class PromptSettings(RunConfig):
+    """Which prompts are decoded, and how conversations are rendered."""
 
-    draft: str
-    """Directory that ``specx export`` wrote."""
-    target: str | None = None
-    """Local directory of the target, of which ``--engine server`` reads config and tokenizer only; None is no decoding
-    but an estimate from ``store``."""
-    data: tuple[str, ...] = ()
-    """Parquet or JSON-lines files: rows of token ids, conversations, prompts, or questions in turns."""
-    store: str | None = None
-    """Feature store whose sequences are the prompts, or what the estimate is made from."""
+    panel: ClassVar[str] = "Prompts"
+
     split: Literal["holdout", "all"] = "holdout"
-    """Which sequences of the store."""
+    """Which sequences of --store to use."""
     holdout_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """Share of the store that is held out; that of the run which trained the draft."""
-    engine: EngineName = "vllm"
-    """Who decodes."""
-    url: str | None = None
-    """Address of a server that drafts, for ``--engine server``."""
-    baseline_url: str | None = None
-    """Address of one of the same target that does not; None is no comparison."""
+    """Held-out share of --store; that of the run that trained the draft."""
+    limit: int | None = Field(default=None, ge=1)
+    """Number of prompts to take, over all data together. All by default."""
+    reasoning_effort: str | None = None
+    """Reasoning effort in rendered prompts. By default the chat template's own."""
+    date: Annotated[str | None, Field(pattern=r"^\d{4}-\d\d-\d\d$"), Option(metavar="YYYY-MM-DD")] = None
+    """Date in rendered prompts. By default the chat template's own, or today."""
+
+
+class DecodingSettings(RunConfig):
+    """How prompts are decoded."""
+
+    panel: ClassVar[str] = "Decoding"
+
     num_speculative_tokens: int = Field(default=3, ge=1)
-    """Tokens drafted per verification. A server has a number of its own."""
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Conversations decoded at a time, each measured on its own; none is 1 for transformers, 64 for others."""
+    """Tokens drafted per verification. A server has its own number."""
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Option(name="batch-size")] = ()
+    """Conversations decoded at a time; each size is measured separately. May be repeated. By default 1 for
+    transformers, 64 for other engines."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Tokens generated per turn."""
-    limit: int | None = Field(default=None, ge=1)
-    """Prompts to take of all data together; None is all."""
-    reasoning_effort: str | None = None
-    """Effort in rendered prompts; None is the chat template's own."""
-    date: str | None = Field(default=None, pattern=r"^\d{4}-\d\d-\d\d$")
-    """YYYY-MM-DD in rendered prompts; None is the chat template's own, or today."""
+
+
+class DecodingEngineSettings(RunConfig):
+    """What decodes."""
+
+    panel: ClassVar[str] = "Engine"
+
+    engine: EngineName = "vllm"
+    """What decodes: vllm, our own loop in transformers, or a running server."""
+    url: str | None = None
+    """Address of a server that drafts, for --engine server."""
+    baseline_url: str | None = None
+    """Address of a server of the same target without a draft. By default there is no comparison."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto is float32 on a CPU, where bfloat16 decides near-ties by chance, and the target's elsewhere."""
+    """Data type both models run in; auto is the target's, and float32 on a CPU, where bfloat16 decides near-ties by
+    chance."""
+
+
+class EvaluateConfig(PromptSettings, DecodingSettings, DecodingEngineSettings):
+    """What to decode, with what."""
+
+    panel: ClassVar[str] = "Input and output"
+
+    draft: str
+    """Directory that `specx export` wrote."""
+    target: str | None = None
+    """Local directory or hub id of the target; --engine server reads only its config and tokenizer. Without it,
+    acceptance is estimated from --store."""
+    data: tuple[str, ...] = ()
+    """Parquet or JSON-lines file of token ids, conversations, prompts or MT-Bench questions. May be repeated."""
+    store: str | None = None
+    """Feature store whose sequences are the prompts, or the basis of the estimate."""
     out: str | None = None
     """Directory of the results; rerunning into it does what is missing."""
 

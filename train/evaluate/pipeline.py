@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import xxhash
 
+from ...hub import locate_target
 from ..errors import TrainError
 from ..families.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from ..families.load import recognize
@@ -33,7 +34,7 @@ def run(config: EvaluateConfig) -> EvaluateSummary | EstimateSummary:
     if config.target is None:
         _model_config(draft, "--draft", is_draft=True)
         return estimate(config)
-    target = Path(config.target)
+    target = locate_target(config.target, weights=config.engine != "server")
     model = _model_config(target, "--target", is_draft=False)
     _model_config(draft, "--draft", is_draft=True)
     prompts = read_prompts(config)

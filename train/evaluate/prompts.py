@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...hub import locate_target
 from ...storage.catalog.sequence_id import unit_interval
 from ...storage.reader import FeatureReader
 from ...storage.store import FeatureStore
@@ -64,7 +65,8 @@ def read_prompts(config: EvaluateConfig, template: ChatTemplate | None = None) -
                 continue
             if template is None:
                 assert config.target is not None
-                template = ChatTemplate(Path(config.target), effort=config.reasoning_effort, date=config.date)
+                target = locate_target(config.target, weights=False)
+                template = ChatTemplate(target, effort=config.reasoning_effort, date=config.date)
             messages, later = _spoken(row, where)
             prompts.append(
                 Prompt(

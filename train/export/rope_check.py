@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
+from ...hub import locate_target
 from ..errors import TrainError
 from ..families.base import DraftFamily
 from ..families.checkpoint import CONFIG_FILE, ENGINES, Engine, layer_config
@@ -24,6 +25,7 @@ from ..families.targets import architecture_of
 from ..rope.frequencies import Angles
 from ..rope.rotary import RotaryEmbedding, draft_rope
 from ..rope.served import served_angles
+from .config import RopeCheckConfig
 
 POSITIONS = (128, 1024, 4096, 16384, 131071)
 """Where angles are compared, as far as the target goes; its last position is added."""
@@ -64,12 +66,23 @@ class RopeCheck:
         return lines | {"block": "; ".join(self.block) or "as expected"}
 
 
+def run(config: RopeCheckConfig) -> RopeCheck:
+    """Compare the draft that the settings name with its target."""
+    return check_rope(config.target, config.draft)
+
+
+def check(config: RopeCheckConfig, result: RopeCheck) -> None:
+    """Raise TrainError unless the angles are the target's."""
+    require_equal(result, config.draft)
+
+
 def check_rope(target: str | Path, draft: str | Path) -> RopeCheck:
     """Compare a draft with its target; ``draft`` is an exported one of any form, or a run's directory.
 
-    Raises TrainError if one of them cannot be read, or has a rope that no draft can have.
+    ``target`` is a directory or hub id. Raises TargetError if it is neither, TrainError if target or draft cannot be
+    read, or has a rope that no draft can have.
     """
-    target_config = _target_config(Path(target))
+    target_config = _target_config(locate_target(target, weights=False))
     config = _draft_config(Path(draft))
     layer = _layer(config, draft)
     expected = _target_angles(target_config, target)

@@ -27,6 +27,7 @@ from ..families.checkpoint import (
 from ..families.registry import family
 from ..loop.checkpoint import load_checkpoint
 from ..loop.run_directory import RunDirectory
+from .config import ExportConfig
 from .verify import TrainedDraft, check_draft
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,19 @@ class ExportSummary:
     """Those that can serve it."""
     checkpoint: Checkpoint
     """Whose weights they are."""
+
+
+def run(config: ExportConfig) -> ExportSummary:
+    """Export the draft that the settings name."""
+    return export(
+        config.run,
+        config.out,
+        config.dtype,
+        config.checkpoint,
+        format=config.format,
+        engine=config.engine,
+        target=config.target,
+    )
 
 
 def export(

@@ -1,4 +1,4 @@
-"""Names of losses, for settings: imports nothing."""
+"""Names of the losses, in a file that imports nothing heavy, as settings need them."""
 
 from typing import Literal
 

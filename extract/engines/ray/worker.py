@@ -22,7 +22,7 @@ from ....storage.store import FeatureStore
 from ...config import ExtractConfig
 from ...data.samples import Sample
 from ...target import Target, open_target
-from ..base import Engine, EngineError
+from ..base import EngineError, ExtractionEngine
 from ..factory import open_engine
 from ..sink import Outcome
 
@@ -37,7 +37,7 @@ class ExtractWorker:
         self._config = config
         self._info = info
         self._threads = threads
-        self._engine: Engine | None = None
+        self._engine: ExtractionEngine | None = None
 
     def open(self) -> str:
         """Load the target; return the host and process id, as commit records name a writer."""

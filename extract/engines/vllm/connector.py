@@ -62,7 +62,7 @@ class FinishedRequest:
     blocks: list[int]
     """Pages of the hidden-state cache."""
     params: dict[str, Any]
-    """Mask and origin, as ``VllmEngine`` sent them."""
+    """Mask and origin, as ``VllmExtractionEngine`` sent them."""
 
 
 @dataclass
@@ -289,7 +289,10 @@ def _chose(outputs: Outputs, token: int) -> bool:
 
 
 class FeatureWorker:
-    """Methods that vLLM adds to its workers, for ``VllmEngine`` to call. Arguments and results are plain values."""
+    """Methods that vLLM adds to its workers, for ``VllmExtractionEngine`` to call.
+
+    Arguments and results are plain values.
+    """
 
     model_runner: Any
 

@@ -26,7 +26,7 @@ _ASK_EVERY_S = 1.0
 _CONNECTOR = f"{__package__}.connector"
 
 
-class VllmEngine:
+class VllmExtractionEngine:
     """Runs a target in vLLM's own processes, which write the store."""
 
     def __init__(

@@ -36,7 +36,6 @@ from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
 from specx.extract.data.samples import Sample
-from specx.extract.engines.base import Engine
 from specx.extract.engines.factory import open_engine
 from specx.extract.engines.sink import OnCpu, Outcome, Ready, Sink
 from specx.extract.engines.vllm.connector import Extractor, FeatureWorker, FinishedRequest
@@ -96,7 +95,7 @@ def samples(file: str) -> Iterator[Sample]:
         )
 
 
-def extract(engine: Engine, rows: list[Sample]) -> Outcome:
+def extract(engine: ExtractionEngine, rows: list[Sample]) -> Outcome:
     outcome = Outcome()
     for sample in rows:
         engine.add(sample)

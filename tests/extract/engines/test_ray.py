@@ -26,7 +26,8 @@ from specx.extract.engines.base import EngineError
 from specx.extract.engines.factory import open_engine
 from specx.extract.engines.ray.worker import ExtractWorker
 from specx.extract.pipeline import ExtractSummary, dataset_info, run
-from specx.extract.target import TargetError, open_target
+from specx.extract.target import open_target
+from specx.hub import TargetError
 from specx.storage.catalog.rejects import read_rejects
 from specx.storage.errors import StoreError
 from specx.storage.ops.verify import verify

@@ -9,7 +9,8 @@ import pytest
 
 from specx.extract.regenerate.config import RegenerateConfig
 from specx.extract.regenerate.generation_config import answer_settings, stop_ids
-from specx.extract.target import Target, TargetError, open_target
+from specx.extract.target import Target, open_target
+from specx.hub import TargetError
 
 
 @pytest.fixture

@@ -118,13 +118,13 @@ def test_an_effort_that_the_template_does_not_know_is_refused(target: Path, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reasoning_effort": "hgih"}, "reasoning_effort: Input should be 'low', 'medium' or 'high'"),
-        ({"date": "today"}, "date: .*must be YYYY-MM-DD, got today"),
-        ({"out": "answers"}, r"out: .*must be a local file that ends in \.parquet, got answers"),
-        ({"out": "s3://bucket/a.parquet"}, r"out: .*must be a local file"),
-        ({"temperature": -1}, "temperature: Input should be greater than or equal to 0"),
-        ({"top_p": 0}, "top_p: Input should be greater than 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens: Input should be greater than or equal to 1"),
+        ({"reasoning_effort": "hgih"}, r"\(reasoning_effort\): Input should be 'low', 'medium' or 'high'"),
+        ({"date": "today"}, r"\(date\): must be YYYY-MM-DD, got today"),
+        ({"out": "answers"}, r"\(out\): must be a local file that ends in \.parquet, got answers"),
+        ({"out": "s3://bucket/a.parquet"}, r"\(out\): must be a local file"),
+        ({"temperature": -1}, r"\(temperature\): Input should be greater than or equal to 0"),
+        ({"top_p": 0}, r"\(top_p\): Input should be greater than 0"),
+        ({"max_new_tokens": 0}, r"\(max_new_tokens\): Input should be greater than or equal to 1"),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
