@@ -78,7 +78,7 @@ def settings(store: str, out: Path, steps: int) -> dict[str, Any]:
         "store": store,
         "out": str(out),
         "max_steps": steps,
-        "batch_tokens": 2 * SMALL_LENGTH,
+        "step_tokens": 2 * SMALL_LENGTH,
         "ttt_steps": STEPS_UNROLLED,
         "draft_vocab_size": SMALL_DRAFT_V,
         "holdout_fraction": 0.0,

@@ -139,7 +139,7 @@ def test_noise_is_on_the_inputs_and_not_on_the_labels(
     draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
     last = batch.last_hidden.float()
-    noisy = with_uniform_noise(last, batch, 0.1, torch.Generator().manual_seed(0))
+    noisy = with_uniform_noise(last, batch, 0.1)
     found = evaluated(draft, batch, embed_tokens, vocabulary, inputs=noisy)
     predicted = draft(draft.embed(batch.input_ids, embed_tokens), noisy, batch)
     rows, t = torch.nonzero(supervised_anchors(batch, 1)[0], as_tuple=True)
