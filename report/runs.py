@@ -83,7 +83,7 @@ _WAIT = "Of the first process, between two logged steps."
 
 
 def _lead(run: Run) -> str:
-    chosen = ("preset", "loss", "ttt_steps", "draft_vocab_size", "lr", "batch_tokens", "seed")
+    chosen = ("preset", "loss", "ttt_steps", "draft_vocab_size", "lr", "step_tokens", "batch_tokens", "seed")
     return ", ".join(f"{key} {run.settings[key]}" for key in chosen if run.settings.get(key) is not None)
 
 

@@ -111,7 +111,7 @@ def trained_run(made_once: MadeOnce, tiny_store: Path) -> Path:
     from specx.train.config import TrainConfig
     from specx.train.pipeline import run
 
-    settings = {"max_steps": 60, "batch_tokens": 2048, "draft_vocab_size": 1024, "lr": 3e-3}
+    settings = {"max_steps": 60, "step_tokens": 2048, "draft_vocab_size": 1024, "lr": 3e-3}
 
     def build(out: Path) -> None:
         run(TrainConfig.model_validate({"store": str(tiny_store), "out": str(out)} | settings))

@@ -31,7 +31,7 @@ from specx.train.pipeline import run as train
 Specx = Callable[..., subprocess.CompletedProcess[str]]
 
 GOOD = {"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}
-SIZES: dict[str, Any] = {"batch_tokens": 1024, "draft_vocab_size": 512, "max_steps": 2, "log_every": 1}
+SIZES: dict[str, Any] = {"step_tokens": 1024, "draft_vocab_size": 512, "max_steps": 2, "log_every": 1}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def assert_same_batches(local: FeatureStore, remote: str) -> None:
     part_bytes = max(sum(one.size for one in record.objects) for record in local.records.values())
     opened = FeatureStore.open(remote, cache_bytes=2 * part_bytes)
     assert len(opened.records) > 2
-    config = TrainConfig(store="", out="", epochs=30, batch_tokens=512, shuffle_parts=2, holdout_fraction=0.0)
+    config = TrainConfig(store="", out="", epochs=30, step_tokens=512, shuffle_parts=2, holdout_fraction=0.0)
     loaders = [
         FeatureData(config, Corpus([FeatureReader(store)], store.info.boundaries)).train_dataloader()
         for store in (local, opened)
@@ -68,7 +68,7 @@ def test_a_draft_is_trained_from_a_store_on_s3_that_equals_the_local_one(
 
     summaries = [
         train(
-            TrainConfig(store=store.root, out=str(tmp_path / out), max_steps=3, batch_tokens=1024, draft_vocab_size=512)
+            TrainConfig(store=store.root, out=str(tmp_path / out), max_steps=3, step_tokens=1024, draft_vocab_size=512)
         )
         for store, out in ((local, "local"), (remote, "remote"))
     ]

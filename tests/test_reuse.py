@@ -75,7 +75,7 @@ def configured(target: Path, data: Path, store: Path, **changes: Any) -> Extract
 
 
 def trained(store: FeatureStore, out: Path, **changes: Any) -> RunDirectory:
-    values = {"max_steps": 2, "batch_tokens": 1024, "draft_vocab_size": 256, "holdout_fraction": 0.0} | changes
+    values = {"max_steps": 2, "step_tokens": 1024, "draft_vocab_size": 256, "holdout_fraction": 0.0} | changes
     train(TrainConfig(store=store.root, out=str(out), **values))
     return RunDirectory(out)
 

@@ -5,6 +5,7 @@ the device reaches on one of them, measured now.
 
 """
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from .config import TrainConfig
 from .data.batch import read_batch
 from .data.corpus import Corpus, require_alike
 from .data.datamodule import FeatureData
-from .data.packing import BatchPlan
+from .data.packing import BatchPlan, Group
 from .data.prefetch import BATCHES_IN_MEMORY
 from .families.registry import family
 from .families.spec import DraftSpec
 from .loss.anchors import supervised_anchors
 from .opening import new_spec, open_corpus, require_devices, store_records
+
+_log = logging.getLogger(__name__)
 
 _MEASURED_S = 0.3
 _PARTS_LOOKED_AT = 8
@@ -54,9 +57,14 @@ class Forecast:
     sequences: int
     """Trained on in an epoch"""
     steps: int
+    step_tokens: int
+    """On all devices together, at most"""
+    batches_per_step: int
+    """Into which a step is split, on all devices together"""
     tokens: int
     """Of the whole run, all processes together"""
     flops_per_step: float
+    """Of one process"""
     step_s: float
     total_s: float
     """Without validations"""
@@ -69,13 +77,14 @@ class Forecast:
 def forecast(config: TrainConfig) -> Forecast:
     """Return what a run will take; nothing is written. Raises SpecxError as the run would."""
     stores = [FeatureStore.open(store, cache_bytes=config.cache_bytes) for store in config.store]
-    batches_per_step = config.batches_per_step or config.devices
-    require_devices(config, batches_per_step)
+    require_devices(config)
     chosen = family(config.method)
     spec = new_spec(config, stores[0])
     require_alike(stores, spec.boundaries)
     corpus = open_corpus(stores, store_records(config, stores), spec.boundaries)
-    data = FeatureData(config, corpus, batches_per_step)
+    data = FeatureData(config, corpus, config.devices)
+    if line := data.oversized():
+        _log.warning("%s", line)
     is_cuda = torch.cuda.is_available()
     precision = config.precision if config.precision != "auto" else ("bf16-mixed" if is_cuda else "32-true")
     device, dtype = ("cuda" if is_cuda else "cpu"), (torch.float32 if precision == "32-true" else torch.bfloat16)
@@ -83,15 +92,14 @@ def forecast(config: TrainConfig) -> Forecast:
     parameters = sum(math.prod(shape) for shape in chosen.weight_shapes(spec).values())
     shards = config.devices if config.strategy == "fsdp" else 1
     largest, share = _largest(data)
-    room = len(largest) * _row_tokens(largest, data)
+    room = _tokens(largest.sequences, data)
     batch = _batch_bytes(room, corpus)
     activations = int(chosen.cost(spec, config.draft, room, share).activation_numbers * dtype.itemsize)
     frozen = (spec.vocab_size * 4 + spec.draft_vocab_size * dtype.itemsize) * spec.hidden_size
     weights = 4 * parameters // shards
     host = BATCHES_IN_MEMORY * batch
-    tokens = int(sum(_tokens(plan, data) for plan in data.plans))
-    forward = chosen.cost(spec, config.draft, tokens / len(data.plans), share).forward_flops
-    flops = 3 * forward * batches_per_step / config.devices
+    tokens = sum(_tokens(step, data) for step in data.plan)
+    flops = 3 * chosen.cost(spec, config.draft, tokens / data.steps, share).forward_flops / config.devices
     step_s = flops / _flops_per_s(spec, room, torch.device(device), dtype) * _OVERHEAD[device]
     return Forecast(
         device=device,
@@ -107,6 +115,8 @@ def forecast(config: TrainConfig) -> Forecast:
         peak_bytes=4 * weights + frozen + activations + (batch if is_cuda else host),
         sequences=len(data.split.train),
         steps=data.steps,
+        step_tokens=config.step_tokens,
+        batches_per_step=data.batches_per_step,
         tokens=tokens,
         flops_per_step=flops,
         step_s=round(step_s, 4),
@@ -117,18 +127,15 @@ def forecast(config: TrainConfig) -> Forecast:
 
 
 def _largest(data: FeatureData) -> tuple[BatchPlan, float]:
-    """Return the batch with the most room, and the share of its tokens that is computed at every step."""
-    plan = max(data.plans, key=lambda plan: len(plan) * _row_tokens(plan, data))
+    """Return the batch with the most tokens, and the share of them that is computed at every step."""
+    plans = (plan for step in range(1, data.steps + 1) for plan in data.step_plans(step))
+    plan = max(plans, key=lambda plan: _tokens(plan.sequences, data))
     batch = read_batch(data.corpus, plan, data.lengths, labels_only=True)
     return plan, float(supervised_anchors(batch, 1).float().mean())
 
 
-def _tokens(plan: BatchPlan, data: FeatureData) -> int:
-    return sum(data.lengths[sequence] for row in plan for sequence in row)
-
-
-def _row_tokens(plan: BatchPlan, data: FeatureData) -> int:
-    return max(sum(data.lengths[sequence] for sequence in row) for row in plan)
+def _tokens(sequences: Group, data: FeatureData) -> int:
+    return sum(data.lengths[sequence] for sequence in sequences)
 
 
 def _batch_bytes(room: int, corpus: Corpus) -> int:

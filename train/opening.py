@@ -33,18 +33,13 @@ def new_spec(config: TrainConfig, store: FeatureStore) -> DraftSpec:
     return spec
 
 
-def require_devices(config: TrainConfig, batches_per_step: int) -> None:
-    """Raise TrainError if the devices asked for are not there or do not divide a step."""
+def require_devices(config: TrainConfig) -> None:
+    """Raise TrainError if the devices asked for are not there."""
     require_packages(config)
     if config.strategy == "fsdp" and not torch.cuda.is_available():
         raise TrainError("strategy: fsdp needs CUDA devices, found none. Use --strategy ddp.")
     if torch.cuda.is_available() and config.devices > torch.cuda.device_count():
         raise TrainError(f"devices: {config.devices} asked for, {torch.cuda.device_count()} GPUs found. Ask for fewer.")
-    if batches_per_step % config.devices:
-        raise TrainError(
-            f"devices: a step of this run has {batches_per_step} batches, which {config.devices} devices cannot share "
-            "evenly. Use a number of devices that divides it, or another batches_per_step."
-        )
 
 
 def store_records(config: TrainConfig, stores: list[FeatureStore]) -> tuple[StoreRecord, ...]:

@@ -17,7 +17,7 @@ from .data.draft_vocabulary import draft_vocabulary, token_counts
 from .families.load import load_first
 from .families.registry import family
 from .loop.launch import launch
-from .loop.run_directory import RunDirectory, RunRecord, run_settings
+from .loop.run_directory import RUN_FORMAT, RunDirectory, RunRecord, run_settings
 from .loop.trainer import TrainSummary, fit
 from .opening import new_spec, open_corpus, require_devices, store_records
 
@@ -35,25 +35,22 @@ def run(config: TrainConfig) -> TrainSummary:
         if directory.result.exists():
             _log.info("%s: the run is complete", directory.path)
             return TrainSummary(**json.loads(directory.result.read_text()))
-        record = directory.record()
-        require_devices(config, record.batches_per_step)
-        corpus = open_corpus(stores, record.stores, directory.spec().boundaries)
+        directory.require_resumable()
+        require_devices(config)
+        corpus = open_corpus(stores, directory.record().stores, directory.spec().boundaries)
     else:
-        batches_per_step = config.batches_per_step or config.devices
-        require_devices(config, batches_per_step)
+        require_devices(config)
         spec = new_spec(config, stores[0])
         require_alike(stores, spec.boundaries)
         records = store_records(config, stores)
         corpus = open_corpus(stores, records, spec.boundaries)
-        data = FeatureData(config, corpus, batches_per_step, anchors=family(config.method).anchors(config.draft))
+        data = FeatureData(config, corpus, config.devices, anchors=family(config.method).anchors(config.draft))
         if config.init_from is None:
             vocabulary = draft_vocabulary(_weighted_counts(config, data), spec.draft_vocab_size)
         else:
             vocabulary = load_first(Path(config.init_from), spec).vocabulary.numpy()
             spec = spec.model_copy(update={"draft_vocab_size": len(vocabulary)})
-        record = RunRecord(
-            settings=run_settings(config), target=target, batches_per_step=batches_per_step, stores=records
-        )
+        record = RunRecord(format=RUN_FORMAT, settings=run_settings(config), target=target, stores=records)
         directory.begin(record, spec, vocabulary)
     with disk_errors(directory.path):
         if config.devices == 1 and config.strategy != "fsdp":

@@ -30,10 +30,10 @@ class DataSettings(RunConfig):
     """Passes over the data, unless --max-steps is given."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; by default as many as the epochs give."""
+    step_tokens: int = Field(default=16_384, ge=1)
+    """Tokens of an optimizer step, on all devices together; a longer sequence is a step of its own."""
     batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens of a batch; at least the longest sequence fits."""
-    batches_per_step: int | None = Field(default=None, ge=1)
-    """Batches of an optimizer step, of all devices together and a multiple of them; by default one a device."""
+    """Tokens that fit on a device at a time: steps are split into batches of at most this many."""
     shuffle_parts: int | None = Field(default=256, ge=1)
     """Parts of the store whose sequences are mixed at a time; from S3, as many are on the local disk."""
     cache_bytes: int | None = Field(default=None, ge=1)

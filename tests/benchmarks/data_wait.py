@@ -1,7 +1,7 @@
 """How long training waits for its data, from a local store and from S3, and what a dry run foretells.
 
 A draft of a target with hidden size 256 (8 heads, 2 key heads of 64, vocabulary 8192, draft vocabulary 2048) is
-trained with 3 unrolled steps on batches of two rows of 512 tokens. The features are made up: of real ones only the
+trained with 3 unrolled steps on steps of two sequences of 512 tokens. The features are made up: of real ones only the
 sizes matter here. The S3 server is moto in a process of its own, on the same machine and cores.
 
     python tests/benchmarks/data_wait.py --json
@@ -78,7 +78,7 @@ def settings(store: str, out: Path, steps: int) -> dict[str, Any]:
         "store": store,
         "out": str(out),
         "max_steps": steps,
-        "batch_tokens": 2 * SMALL_LENGTH,
+        "step_tokens": 2 * SMALL_LENGTH,
         "ttt_steps": STEPS_UNROLLED,
         "draft_vocab_size": SMALL_DRAFT_V,
         "holdout_fraction": 0.0,

@@ -74,7 +74,7 @@ def open_and_read(path: Path) -> dict[str, float]:
 
     started = time.perf_counter() - opened
     corpus = Corpus([FeatureReader(store)], (1, 2, 3))
-    data = FeatureData(TrainConfig(store=str(path), out="unused", batch_tokens=1024, epochs=1), corpus)
+    data = FeatureData(TrainConfig(store=str(path), out="unused", step_tokens=1024, epochs=1), corpus)
     batch = next(iter(data.train_dataloader()))
     assert batch.num_tokens
     return {

@@ -140,12 +140,13 @@ def read_store(workspace: Path, count: int, codec: str) -> float:
     from specx.storage.reader import FeatureReader
     from specx.storage.store import FeatureStore
     from specx.train.data.corpus import Corpus
+    from specx.train.data.packing import BatchPlan
     from specx.train.data.pinned_buffers import Buffers
     from specx.train.data.prefetch import BatchLoader
 
     store = FeatureStore.open(workspace / codec)
     corpus = Corpus([FeatureReader(store)], store.info.boundaries)
-    plans = [[[sequence] for sequence in batch] for batch in order(count)]
+    plans = [BatchPlan(tuple(batch)) for batch in order(count)]
     loader = BatchLoader(corpus, plans, corpus.length.tolist(), buffers=Buffers())
 
     def epoch() -> None:

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "draft_vocab_size": 128,
     "intermediate_size": 32,
     "max_steps": 20,
+    "step_tokens": 256,
     "batch_tokens": 256,
     "lr": 3e-3,
     "holdout_fraction": 0.1,
@@ -66,14 +67,20 @@ def curve(out: Path) -> list[float]:
 
 
 def batches(root: Path, name: str) -> list[dict[str, Any]]:
-    """Return the batches of a run's first epoch: which sequences, and a hash of every array."""
+    """Return the batches of a run's first epoch: which sequences with which seeds, and a hash of every array."""
     config = settings(root, name, root / "unused").model_copy(update={"max_steps": None, "epochs": 1})
     stores = [FeatureStore.open(config.store[0])]
     spec = new_spec(config, stores[0])
     data = FeatureData(config, open_corpus(stores, store_records(config, stores), spec.boundaries))
     return [
-        {"sequences": [list(row) for row in plan], "arrays": hashes(read_batch(data.corpus, plan, data.lengths))}
-        for plan in data.plans
+        {
+            "step": step,
+            "sequences": list(plan.sequences),
+            "seeds": list(plan.seeds),
+            "arrays": hashes(read_batch(data.corpus, plan, data.lengths)),
+        }
+        for step in range(1, data.steps + 1)
+        for plan in data.step_plans(step)
     ]
 
 

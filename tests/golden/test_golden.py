@@ -1,5 +1,6 @@
 """Stores, runs and exports of commit 6409e4a are read by every later version, and train to the same numbers."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from specx.storage.reader import FeatureReader
 from specx.storage.store import FeatureStore
 from specx.train.export.write import export
 from specx.train.families.load import load_draft
+from specx.train.pipeline import run
 
 from ..conftest import MadeOnce
-from .golden import CODECS, CURVES, RUNS, batches, curve, processor, train, unpack
+from .golden import CODECS, CURVES, RUNS, batches, curve, processor, settings, train, unpack
 
 Specx = Callable[..., CompletedProcess[str]]
 
@@ -106,9 +108,11 @@ def test_a_run_is_drawn(golden: Path, specx: Specx, tmp_path: Path) -> None:
     assert last_line(result)["runs"] == 3
 
 
-def test_a_complete_run_gives_its_summary_again(golden: Path, specx: Specx) -> None:
-    kept = json.loads((golden / "run-specdrift" / "result.json").read_text())
+@pytest.mark.parametrize("name", RUNS)
+def test_a_complete_run_gives_its_summary_again(golden: Path, name: str) -> None:
+    kept = json.loads((golden / f"run-{name}" / "result.json").read_text())
     assert kept["steps"] == 20
+    assert dataclasses.asdict(run(settings(golden, name, golden / f"run-{name}"))) == kept
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -43,7 +43,7 @@ def second_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Pa
     from specx.train.pipeline import run
 
     out = tmp_path_factory.mktemp("run") / "lk"
-    settings = {"max_steps": 6, "batch_tokens": 2048, "draft_vocab_size": 256, "log_every": 2, "loss": "lk_lambda"}
+    settings = {"max_steps": 6, "step_tokens": 2048, "draft_vocab_size": 256, "log_every": 2, "loss": "lk_lambda"}
     run(TrainConfig.model_validate(settings | {"store": str(tiny_store), "out": str(out), "ttt_steps": 2}))
     return out
 

@@ -171,7 +171,7 @@ def make_drafts(settings: Settings, out: Path) -> None:
     """Train and estimate, a draft on each core: two threads on one draft do less."""
     recipe = {
         "max_steps": settings.steps,
-        "batch_tokens": 2048,
+        "step_tokens": 2048,
         "ttt_steps": 3,
         "draft_vocab_size": 1024,
         "holdout_fraction": 0.0,

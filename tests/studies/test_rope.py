@@ -23,7 +23,7 @@ from .rope_drafts import SERVED, Job, correlations, drafts, measure, rope_blocks
 from .rope_page import AS_TRAINED, CONTROLS, SERVED_BY_TARGET, differences, plot, tables
 from .rope_texts import BUCKETS, conversations, described, pieces, questions, read_turns
 
-SETTINGS = {"max_steps": 3, "batch_tokens": 2048, "ttt_steps": 3, "draft_vocab_size": 512, "holdout_fraction": 0.0}
+SETTINGS = {"max_steps": 3, "step_tokens": 2048, "ttt_steps": 3, "draft_vocab_size": 512, "holdout_fraction": 0.0}
 
 
 @pytest.fixture(scope="module")

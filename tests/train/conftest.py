@@ -138,6 +138,7 @@ def batch(spec: DraftSpec) -> Batch:
         last_hidden=torch.randn(B, T, spec.hidden_size, generator=generator).bfloat16(),
         argmax=torch.randint(0, spec.vocab_size, (B, T), generator=generator),
         lse=torch.randn(B, T, generator=generator) + 12,
+        seeds=torch.tensor([[11, 12], [13, 0]]),
     )
 
 

@@ -20,7 +20,7 @@ def config(**settings: Any) -> TrainConfig:
         (
             "specdrift",
             {"norm_output": True, "fc_norm": True, "lr": 1e-4, "warmup_fraction": 0.2, "epochs": 2, "ttt_steps": 4}
-            | {"batch_tokens": 65_536, "max_length": 4096, "final_lr_fraction": 0.0},
+            | {"step_tokens": 65_536, "max_length": 4096, "final_lr_fraction": 0.0},
         ),
         ("eagle1", {"method": "eagle1", "feature_noise": 0.1, "lr": 3e-5}),
     ],

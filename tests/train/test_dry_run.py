@@ -21,7 +21,6 @@ def settings(store: Path, out: Path, **changes: object) -> TrainConfig:
         "store": str(store),
         "out": str(out),
         "max_steps": STEPS,
-        "batch_tokens": 16_384,
         "draft_vocab_size": 1024,
         "holdout_fraction": 0.0,
         "loggers": ["csv"],
@@ -62,11 +61,28 @@ def test_memory_is_foretold_within_a_factor_of_two(tmp_path: Path, tiny_store: P
 
 def test_devices_share_the_work_and_not_the_weights(tmp_path: Path, tiny_store: Path) -> None:
     one, two = (
-        forecast(settings(tiny_store, tmp_path, batches_per_step=4, batch_tokens=1024, devices=n)) for n in (1, 2)
+        forecast(settings(tiny_store, tmp_path, step_tokens=4096, batch_tokens=1024, devices=n)) for n in (1, 2)
     )
     assert two.flops_per_step == one.flops_per_step / 2
     assert two.parameter_bytes == one.parameter_bytes
     assert two.steps == one.steps
+    assert (one.step_tokens, two.step_tokens) == (4096, 4096)
+    assert one.batches_per_step >= 4
+
+
+def test_what_a_device_holds_decides_the_memory_and_nothing_of_the_run(tmp_path: Path, tiny_store: Path) -> None:
+    small, large = (forecast(settings(tiny_store, tmp_path, step_tokens=8192, batch_tokens=n)) for n in (1024, 8192))
+    assert (small.steps, small.tokens, small.flops_per_step) == (large.steps, large.tokens, large.flops_per_step)
+    assert small.batch_bytes < 0.2 * large.batch_bytes
+    assert small.activation_bytes < large.activation_bytes
+
+
+def test_a_dry_run_names_sequences_longer_than_a_batch(
+    tmp_path: Path, tiny_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forecast(settings(tiny_store, tmp_path, batch_tokens=256))
+    (line,) = [record.getMessage() for record in caplog.records if "more than a batch may have" in record.getMessage()]
+    assert "cut them with --max-length" in line
 
 
 def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, tiny_store: Path) -> None:

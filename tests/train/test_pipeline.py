@@ -1,6 +1,7 @@
 """Training runs: whole, killed and resumed, without the target."""
 
 import csv
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -30,7 +31,7 @@ def settings(store: Path, out: Path, **changes: object) -> TrainConfig:
         "store": str(store),
         "out": str(out),
         "max_steps": STEPS,
-        "batch_tokens": 1024,
+        "step_tokens": 1024,
         "draft_vocab_size": 512,
         "lr": 2e-3,
         "ttt_steps": 2,
@@ -96,6 +97,44 @@ def test_a_complete_run_rerun_returns_its_summary_at_once(tiny_store: Path, undi
 def test_another_setting_into_the_same_run_is_refused_by_name(tiny_store: Path, undisturbed: Path) -> None:
     with pytest.raises(TrainError, match=r"begun with lr = 0.002, now it is 0.1"):
         run(settings(tiny_store, undisturbed, lr=0.1))
+
+
+def as_of_format_1(source: Path, path: Path) -> Path:
+    """Copy a run and describe it as earlier versions did."""
+    out = Path(shutil.copytree(source, path))
+    record = json.loads((out / "run.json").read_text())
+    assert record.pop("format") == 2
+    del record["settings"]["step_tokens"]
+    record["settings"]["batch_tokens"] = 1024
+    (out / "run.json").write_text(json.dumps(record | {"batches_per_step": 1}))
+    return out
+
+
+def test_a_complete_run_of_an_earlier_version_gives_its_summary(
+    tmp_path: Path, tiny_store: Path, undisturbed: Path
+) -> None:
+    out = as_of_format_1(undisturbed, tmp_path / "run")
+    expected = json.loads((out / "result.json").read_text())
+    assert dataclasses.asdict(run(settings(tiny_store, out))) == expected
+
+
+def test_a_begun_run_of_an_earlier_version_is_refused_and_can_be_exported(
+    tmp_path: Path, tiny_store: Path, undisturbed: Path
+) -> None:
+    out = as_of_format_1(undisturbed, tmp_path / "run")
+    (out / "result.json").unlink()
+    with pytest.raises(TrainError, match=r"begun by an earlier version .* cannot be resumed. Export it") as caught:
+        run(settings(tiny_store, out))
+    assert "\n" not in str(caught.value)
+    assert export(out, tmp_path / "draft", checkpoint="last").tensors == 18
+
+
+def test_a_run_of_a_later_version_is_refused(tmp_path: Path, tiny_store: Path, undisturbed: Path) -> None:
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"format": 3}))
+    with pytest.raises(TrainError, match="of format 3, and this version of specx knows those up to 2"):
+        run(settings(tiny_store, out))
 
 
 def test_training_learns(undisturbed: Path) -> None:

@@ -109,20 +109,20 @@ class BatchLoader:
 
     def _produce(self, first: int, ready: "queue.Queue[Batch | BaseException]", stopped: threading.Event) -> None:
         staged = ThreadPoolExecutor(_STAGING_THREADS, thread_name_prefix="part staging")
-        plans = self._plans[first:]
         labels: torch.Tensor | None = None
         try:
             # What goes wrong here goes wrong again where the batch is read.
-            ahead = iter(plans if self._corpus.is_remote else ())
-            for plan in itertools.islice(ahead, _STAGED_BATCHES):
-                staged.submit(self._corpus.stage, itertools.chain.from_iterable(plan))
-            for number, plan in enumerate(plans, start=first):
+            ahead = iter(range(first, len(self._plans)) if self._corpus.is_remote else ())
+            for later in itertools.islice(ahead, _STAGED_BATCHES):
+                staged.submit(self._corpus.stage, self._plans[later].sequences)
+            for number in range(first, len(self._plans)):
                 if stopped.is_set():
                     return
                 for later in itertools.islice(ahead, 1):
-                    staged.submit(self._corpus.stage, itertools.chain.from_iterable(later))
+                    staged.submit(self._corpus.stage, self._plans[later].sequences)
                 if self._window is not None and number % self._window.batches == 0:
                     labels = self._labels(self._window, number)
+                plan = self._plans[number]
                 batch = read_batch(
                     self._corpus, plan, self._lengths, buffers=self._buffers, draw_anchors=self._draw_anchors
                 )

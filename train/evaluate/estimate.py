@@ -21,7 +21,7 @@ from ...storage.reader import FeatureReader
 from ...storage.store import FeatureStore
 from ..data.batch import PADDING, Batch, read_batch
 from ..data.corpus import Corpus
-from ..data.packing import BatchPlan, batch_shape, plan_epoch
+from ..data.packing import BatchPlan, Group, grouped
 from ..data.target_head import read_head
 from ..errors import TrainError
 from ..families.base import StepContext
@@ -122,12 +122,12 @@ def estimate(config: EvaluateConfig) -> EstimateSummary:
     steps = config.num_speculative_tokens
     greedy, text = _Walks(), _Walks()
     sums = torch.zeros(4, steps)
-    for plan in plan_epoch(lengths, batch_shape(lengths[chosen], _BATCH_TOKENS), chosen):
-        batch = read_batch(corpus, plan, tokens)
+    for group in grouped(lengths, _BATCH_TOKENS, chosen):
+        batch = read_batch(corpus, BatchPlan(group), tokens)
         batch = replace(batch, anchors=supervised_anchors(batch, steps)).to(device)
         with torch.inference_mode():
             results = exported.family.predict(draft, batch, context)
-        sums += _walk_batch(batch, results, _categories(reader, plan), greedy, text)
+        sums += _walk_batch(batch, results, _categories(reader, group), greedy, text)
     shares = (sums[1:] / sums[0].clamp(min=1)).tolist()
     return EstimateSummary(
         acceptance_length=round(greedy.total.length, 4),
@@ -146,14 +146,14 @@ def estimate(config: EvaluateConfig) -> EstimateSummary:
     )
 
 
-def _categories(reader: FeatureReader, plan: BatchPlan) -> list[list[str]]:
-    return [[str(reader.catalogue.category[sequence]) for sequence in row] for row in plan]
+def _categories(reader: FeatureReader, sequences: Group) -> list[str]:
+    return [str(reader.catalogue.category[sequence]) for sequence in sequences]
 
 
 def _walk_batch(
     batch: Batch,
     results: StepResults,
-    categories: list[list[str]],
+    categories: list[str],
     greedy: _Walks,
     text: _Walks,
 ) -> torch.Tensor:
@@ -167,7 +167,7 @@ def _walk_batch(
     leading = [hits.long().cumprod(0).sum(0).view_as(batch.input_ids).cpu().numpy() for hits in (is_best, is_text)]
     for row, first, stop, position, document in _generations(batch, anchors[-1].view_as(batch.input_ids)):
         for walks, counts in zip((greedy, text), leading, strict=True):
-            walks.add(counts[row, first:stop], position, categories[row][document])
+            walks.add(counts[row, first:stop], position, categories[document])
     return torch.stack((anchors.sum(1), is_best.sum(1), is_text.sum(1), results.overlap)).float().cpu()
 
 

@@ -220,6 +220,9 @@ def _flex_attend(
 
     step = len(later_keys)
     documents, flat = rows.documents, rows.flat
+    if not len(flat):
+        # FlexAttention takes no empty queries; every operand still gets a gradient, of zeros.
+        return q + sum(each[:0].sum() for each in (first_keys, first_values, *later_keys, *later_values))
 
     def is_seen(b: torch.Tensor, h: torch.Tensor, row: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         anchor = flat[row]

@@ -30,17 +30,23 @@ class DraftAttention(nn.Module):
         self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, hidden_size, bias=False)
 
-    def project(
+    def heads_of(
         self, inputs: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map ``inputs`` (B, T, width) to rotated q, k and plain v, each (B, n, T, D), kv heads repeated."""
+        """Map ``inputs`` (B, T, width) to rotated q (B, n, T, D), rotated k and plain v, both (B, kv heads, T, D)."""
         queries, keys, values = (
             projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        return rotate(queries, cos, sin), rotate(keys, cos, sin), values
+
+    def project(
+        self, inputs: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Map ``inputs`` (B, T, width) to rotated q, k and plain v, each (B, n, T, D), kv heads repeated."""
+        queries, keys, values = self.heads_of(inputs, cos, sin)
         groups = self.heads // self.kv_heads
-        keys = rotate(keys, cos, sin).repeat_interleave(groups, dim=1)
-        return rotate(queries, cos, sin), keys, values.repeat_interleave(groups, dim=1)
+        return queries, keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
 
     def output(self, attended: torch.Tensor) -> torch.Tensor:
         """Map ``attended`` (B, n, T, D) to (B, T, H)."""

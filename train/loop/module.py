@@ -94,10 +94,7 @@ class DraftModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return what a batch adds to the loss of its optimizer step."""
-        sums, world_size = self._step, self.trainer.world_size
-        number = (self.global_step * self.trainer.accumulate_grad_batches + sums.batches) * world_size
-        # What is random in a step depends on its place in the run, not on what ran before it or on how many devices.
-        torch.manual_seed(((self._config.seed << 40) + number + self.global_rank) % (1 << 63))
+        sums = self._step
         if sums.batches == 0 and batch.window_labels is not None:
             sums.labels = self._summed(batch.window_labels)
         loss, counts = self.forward(batch, sums.labels, with_metrics=self._is_logged)

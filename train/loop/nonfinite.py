@@ -39,14 +39,13 @@ def explain(error: NotFiniteError, data: FeatureData, directory: RunDirectory) -
 def find_not_finite(corpus: Corpus, plans: list[BatchPlan]) -> str | None:
     """Return where the first stored value that is not finite lies among the sequences of some batches, if any is."""
     for plan in plans:
-        for row in plan:
-            for sequence in row:
-                for name, shown, rows in _floats(corpus, sequence):
-                    bad = ~np.isfinite(rows)
-                    if name == "topk_logprob":
-                        bad &= ~np.isneginf(rows)  # a chance of nothing is one
-                    if bad.any():
-                        return _where(corpus, sequence, shown, rows, bad)
+        for sequence in plan.sequences:
+            for name, shown, rows in _floats(corpus, sequence):
+                bad = ~np.isfinite(rows)
+                if name == "topk_logprob":
+                    bad &= ~np.isneginf(rows)  # a chance of nothing is one
+                if bad.any():
+                    return _where(corpus, sequence, shown, rows, bad)
     return None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from ...storage.backends.durable import temporary_name
 from ...storage.schema import Record
@@ -31,15 +32,21 @@ class StoreRecord(Record):
     """Files of the views at the first start, likewise."""
 
 
+RUN_FORMAT = 2
+"""Of runs that are begun now. In format 1 a step had a number of batches, each of rows as long as the longest
+sequence, so that such a run has other steps."""
+
+
 class RunRecord(Record):
     """``run.json``"""
 
+    format: int = 1
     settings: dict[str, Any]
     """The config, without where the run lies and how often it logs."""
     target: dict[str, str]
     """Identity of the stores' target."""
-    batches_per_step: int
-    """As set, or as many as the first start had devices."""
+    batches_per_step: int | None = Field(default=None, exclude=True)
+    """Of format 1 only."""
     stores: tuple[StoreRecord, ...]
 
 
@@ -47,7 +54,7 @@ _FREE_SETTINGS = {
     "out",
     "store",
     "cache_bytes",
-    "batches_per_step",
+    "batch_tokens",
     "devices",
     "strategy",
     "checkpoint_every",
@@ -55,7 +62,7 @@ _FREE_SETTINGS = {
     "loggers",
     "log_every",
 }
-"""Those that decide nothing of what a run computes. That of the batches in a step is a record of its own."""
+"""Those that decide nothing of what a run computes."""
 
 
 class RunDirectory:
@@ -100,9 +107,15 @@ class RunDirectory:
         """Return what the run is."""
         path = self.path / "run.json"
         try:
-            return RunRecord.model_validate_json(path.read_bytes())
+            record = RunRecord.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise TrainError(f"{path}: not readable ({error}). Use another --out.") from error
+        if record.format > RUN_FORMAT:
+            raise TrainError(
+                f"{path}: of format {record.format}, and this version of specx knows those up to {RUN_FORMAT}. "
+                "Upgrade specx, or use another --out."
+            )
+        return record
 
     def spec(self) -> DraftSpec:
         """Return what the draft is; raise TrainError if this is no run."""
@@ -117,8 +130,6 @@ class RunDirectory:
         """Raise TrainError, naming what differs, if the run here is another one."""
         record = self.record()
         settings = run_settings(config)
-        if config.batches_per_step is not None:
-            settings["batches_per_step"] = config.batches_per_step
         if len(config.store) != len(record.stores):
             raise TrainError(
                 f"{self.path}: this run was begun with {len(record.stores)} stores, now there are {len(config.store)}. "
@@ -126,12 +137,20 @@ class RunDirectory:
             )
         if record.target != target:
             raise TrainError(f"{self.path}: this run was begun on a store of another target. Use another --out.")
-        for key, found in (record.settings | {"batches_per_step": record.batches_per_step}).items():
+        for key, found in record.settings.items():
             if found != settings.get(key, found):
                 raise TrainError(
                     f"{self.path}: this run was begun with {key} = {found}, now it is {settings[key]}. "
                     "Use another --out, or the settings it was begun with."
                 )
+
+    def require_resumable(self) -> None:
+        """Raise TrainError if the run was begun by a version whose steps were others."""
+        if self.record().format < RUN_FORMAT:
+            raise TrainError(
+                f"{self.path}: begun by an earlier version of specx, which packed batches in another way, so it cannot "
+                "be resumed. Export it (`specx export`, with --checkpoint last or best), or use another --out."
+            )
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary of a complete run."""

@@ -63,7 +63,7 @@ def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus, data: Feat
         data = FeatureData(
             config,
             corpus,
-            directory.record().batches_per_step,
+            config.devices,
             anchors=family(config.method).anchors(config.draft),
         )
     data.known = membership(directory.vocabulary(), corpus.info.vocab_size)
@@ -76,7 +76,6 @@ def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus, data: Feat
     validate_every = min(config.validate_every, data.steps)
     checkpoints = Checkpoints(config, directory, validate_every if has_holdout else None)
     has_terminal = sys.stderr.isatty()
-    accumulated = data.batches_per_step // config.devices
     trainer = Trainer(
         accelerator="auto",
         devices=config.devices,
@@ -84,8 +83,8 @@ def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus, data: Feat
         precision=precision,
         max_epochs=1,
         max_steps=data.steps,
-        accumulate_grad_batches=accumulated,
-        val_check_interval=validate_every * accumulated,
+        accumulate_grad_batches=data.accumulated,
+        val_check_interval=validate_every * data.accumulated,
         limit_val_batches=None if has_holdout else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -98,6 +97,8 @@ def fit(config: TrainConfig, directory: RunDirectory, corpus: Corpus, data: Feat
         enable_progress_bar=has_terminal,
         use_distributed_sampler=False,
     )
+    if trainer.is_global_zero and (line := data.oversized()):
+        _log.warning("%s", line)
     checkpoint = directory.checkpoint if is_resumed else None
     try:
         with checkpoints.listening(), _expected_warnings_silenced():

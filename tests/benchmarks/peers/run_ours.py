@@ -17,7 +17,7 @@ from specx.storage.schema import Origin, SequenceFeatures
 from specx.storage.store import FeatureStore
 from specx.storage.writer import FeatureWriter
 from specx.train.data.corpus import Corpus
-from specx.train.data.packing import batch_shape, plan_epoch, shuffled
+from specx.train.data.packing import BatchPlan, grouped, shuffled
 from specx.train.data.pinned_buffers import Buffers
 from specx.train.data.prefetch import BatchLoader
 
@@ -28,14 +28,14 @@ class Epochs:
     def __init__(self, folder: Path) -> None:
         opened = FeatureStore.open(folder)
         self._corpus = Corpus([FeatureReader(opened)], opened.info.boundaries)
-        self._shape = batch_shape(self._corpus.length, BATCH_SEQUENCES * MAX_LENGTH)
         self._buffers = Buffers()
         self._epoch = 0
 
     def __iter__(self) -> Iterator[Any]:
         order = shuffled(self._corpus.unit, None, seed=0, epoch=self._epoch)
         self._epoch += 1
-        plans = plan_epoch(self._corpus.length, self._shape, order)
+        groups = grouped(self._corpus.length, BATCH_SEQUENCES * MAX_LENGTH, order)
+        plans = [BatchPlan(group) for group in groups]
         return iter(BatchLoader(self._corpus, plans, self._corpus.length.tolist(), buffers=self._buffers))
 
 

@@ -36,6 +36,7 @@ from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 from specx import SpecxError
 from specx.extract.config import ExtractConfig
 from specx.extract.data.samples import Sample
+from specx.extract.engines.base import ExtractionEngine
 from specx.extract.engines.factory import open_engine
 from specx.extract.engines.sink import OnCpu, Outcome, Ready, Sink
 from specx.extract.engines.vllm.connector import Extractor, FeatureWorker, FinishedRequest

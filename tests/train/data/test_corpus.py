@@ -18,7 +18,7 @@ from specx.train.config import TrainConfig
 from specx.train.data.batch import read_batch
 from specx.train.data.corpus import Corpus
 from specx.train.data.datamodule import FeatureData, split_sequences
-from specx.train.data.packing import drawn
+from specx.train.data.packing import BatchPlan, drawn
 from specx.train.errors import TrainError
 from specx.train.loop.run_directory import RunDirectory
 from specx.train.pipeline import run
@@ -47,7 +47,7 @@ def settings(stores: tuple[Path, ...], out: Path, **changes: object) -> TrainCon
         "store": [str(store) for store in stores],
         "out": str(out),
         "max_steps": 4,
-        "batch_tokens": 1024,
+        "step_tokens": 1024,
         "draft_vocab_size": 256,
         "ttt_steps": 2,
         "log_every": 1,
@@ -56,19 +56,18 @@ def settings(stores: tuple[Path, ...], out: Path, **changes: object) -> TrainCon
 
 
 def test_a_batch_holds_what_each_store_holds(corpus: Corpus) -> None:
-    plan = [[3, 125], [150, 7]]
-    batch = read_batch(corpus, plan, corpus.length.tolist())
-    for row, sequences in enumerate(plan):
-        start = 0
-        for sequence in sequences:
-            reader, number = corpus.locate(sequence)
-            columns = [reader.store.info.boundaries.index(boundary) for boundary in BOUNDARIES]
-            stored = reader.features(number)
-            stop = start + len(stored.input_ids)
-            aux = batch.aux_hidden[row, start:stop].view(torch.int16).numpy().view(np.uint16)
-            assert np.array_equal(aux, stored.aux_hidden[:, columns])
-            assert np.array_equal(batch.input_ids[row, start:stop].numpy(), stored.input_ids)
-            start = stop
+    sequences = (3, 125, 150, 7)
+    batch = read_batch(corpus, BatchPlan(sequences), corpus.length.tolist())
+    start = 0
+    for sequence in sequences:
+        reader, number = corpus.locate(sequence)
+        columns = [reader.store.info.boundaries.index(boundary) for boundary in BOUNDARIES]
+        stored = reader.features(number)
+        stop = start + len(stored.input_ids)
+        aux = batch.aux_hidden[0, start:stop].view(torch.int16).numpy().view(np.uint16)
+        assert np.array_equal(aux, stored.aux_hidden[:, columns])
+        assert np.array_equal(batch.input_ids[0, start:stop].numpy(), stored.input_ids)
+        start = stop
 
 
 def test_no_part_of_one_store_is_taken_for_one_of_another(corpus: Corpus) -> None:
@@ -100,7 +99,7 @@ def test_a_weight_is_the_number_of_passes_in_an_epoch(weight: float) -> None:
 def test_stores_are_drawn_from_by_their_weights(corpus: Corpus) -> None:
     config = settings((Path("a"), Path("b")), Path("out"), max_steps=None, epochs=4, weights=[0.25, 2], seed=3)
     data = FeatureData(config, corpus)
-    met = np.array([sequence for plan in data.plans for row in plan for sequence in row])
+    met = np.array([sequence for step in data.plan for sequence in step])
     split = split_sequences(corpus, config.holdout_fraction)
     for store, passes in ((0, 1), (1, 8)):
         own = split.train[corpus.store[split.train] == store]

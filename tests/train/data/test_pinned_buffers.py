@@ -49,12 +49,12 @@ def test_what_has_become_too_small_is_not_used_again() -> None:
 
 def test_a_run_reads_the_same_batches_from_few_buffers_whatever_is_kept_of_them(tiny_store: Path) -> None:
     corpus = Corpus([FeatureReader(FeatureStore.open(tiny_store))], (1, 3, 5))
-    config = TrainConfig(store=str(tiny_store), out="unused", epochs=3, batch_tokens=1024)
+    config = TrainConfig(store=str(tiny_store), out="unused", epochs=3, step_tokens=1024)
     data = FeatureData(config, corpus)
     sizes, places = [], []
     kept = []
     for number, batch in enumerate(itertools.islice(data.train_dataloader(), 60)):
-        expected = read_batch(corpus, data.plans[number], data.lengths)
+        expected = read_batch(corpus, data.step_plans(number + 1)[0], data.lengths)
         assert same(batch, expected)
         sizes.append(batch.aux_hidden.numel())
         places.append(batch.aux_hidden.data_ptr())

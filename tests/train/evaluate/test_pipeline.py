@@ -196,7 +196,7 @@ def test_an_eagle1_draft_is_decoded_by_the_chain_without_changing_the_output(
         "store": str(tiny_store),
         "out": str(tmp_path / "run"),
         "max_steps": 40,
-        "batch_tokens": 1024,
+        "step_tokens": 1024,
         "lr": 3e-3,
     }
     train(TrainConfig.model_validate({"preset": "eagle1", "warmup_fraction": 0.0, **settings}))

@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SGLANG_TOO = {"eagle3", "specdrift", "window", "full vocabulary", "two boundaries"}
 STEPS = {
     "max_steps": 3,
-    "batch_tokens": 1024,
+    "step_tokens": 1024,
     "draft_vocab_size": 1024,
     "lr": 3e-3,
     "warmup_fraction": 0.0,
@@ -117,7 +117,7 @@ def served_targets(
         other = make_target(folder / name / "target", name)
         store, run, draft = (folder / name / part for part in ("store", "run", "draft"))
         extract(ExtractConfig(target=str(other), data=(str(rows),), store=str(store), top_k=8))
-        train(TrainConfig(store=str(store), out=str(run), max_steps=2, batch_tokens=256, draft_vocab_size=100))
+        train(TrainConfig(store=str(store), out=str(run), max_steps=2, step_tokens=256, draft_vocab_size=100))
         export(run, draft, dtype="float32")
         jobs[name] = Job(target=other, draft=draft, prompts=[list(range(3 + i, 43 + i)) for i in range(3)])
     return serve(jobs, folder)

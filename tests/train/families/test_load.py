@@ -17,7 +17,7 @@ from specx.train.pipeline import run
 
 
 def settings(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    base = {"store": str(store), "out": str(out), "max_steps": 1, "batch_tokens": 1024, "lr": 1e-9, "ttt_steps": 2}
+    base = {"store": str(store), "out": str(out), "max_steps": 1, "step_tokens": 1024, "lr": 1e-9, "ttt_steps": 2}
     return TrainConfig.model_validate({key: value for key, value in (base | changes).items() if value is not None})
 
 

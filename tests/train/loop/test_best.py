@@ -24,7 +24,7 @@ def settings(store: Path, out: Path, **changes: object) -> TrainConfig:
         "store": str(store),
         "out": str(out),
         "max_steps": 60,
-        "batch_tokens": 1024,
+        "step_tokens": 1024,
         "draft_vocab_size": 512,
         "lr": 3e-3,
         "ttt_steps": 2,

@@ -15,7 +15,7 @@ def settings(store: Path, out: Path, *loggers: str) -> TrainConfig:
         "store": str(store),
         "out": str(out),
         "max_steps": 2,
-        "batch_tokens": 512,
+        "step_tokens": 512,
         "draft_vocab_size": 256,
         "ttt_steps": 1,
         "holdout_fraction": 0.0,

@@ -24,7 +24,7 @@ def settings(store: Path, out: Path, **changes: object) -> TrainConfig:
         "store": str(store),
         "out": str(out),
         "max_steps": 12,
-        "batch_tokens": 512,
+        "step_tokens": 512,
         "draft_vocab_size": 256,
         "ttt_steps": 2,
         "holdout_fraction": 0.0,
@@ -60,9 +60,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
 
 
 def a_sequence_of(store: Path, config: TrainConfig, step: int) -> int:
-    """Return a sequence that a run trains on in a step, the last of its batches' first rows."""
+    """Return a sequence that a run trains on in a step, the first of its last batch."""
     corpus = Corpus([FeatureReader(FeatureStore.open(store))], (1, 3, 5))
-    return FeatureData(config, corpus, config.batches_per_step or 1).step_plans(step)[-1][0][0]
+    return FeatureData(config, corpus).step_plans(step)[-1].sequences[0]
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_a_run_goes_on_where_it_stopped_once_the_value_is_sound(
     tmp_path: Path, sound: Path, loss_curve: Callable[..., dict[int, float]]
 ) -> None:
     """As after a new extraction of that part: nothing is lost, and the curve is the undisturbed one."""
-    sequence = a_sequence_of(sound, settings(sound, tmp_path, batches_per_step=2), 4)
+    sequence = a_sequence_of(sound, settings(sound, tmp_path, step_tokens=1024, batch_tokens=600), 4)
     store = spoiled(sound, tmp_path / "store", sequence, "aux_hidden", 3, NAN)
     out = tmp_path / "run"
     with pytest.raises(TrainError, match=r"aux_hidden of boundary 1 is nan at token 3 of .* Step 4 was not taken"):
-        run(settings(store, out, batches_per_step=2))
+        run(settings(store, out, step_tokens=1024, batch_tokens=600))
     assert load_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] == 3
-    assert run(settings(sound, out, batches_per_step=2)).steps == 12
-    run(settings(sound, tmp_path / "sound", batches_per_step=2))
+    assert run(settings(sound, out, step_tokens=1024, batch_tokens=600)).steps == 12
+    run(settings(sound, tmp_path / "sound", step_tokens=1024, batch_tokens=600))
     expected, found = loss_curve(tmp_path / "sound"), loss_curve(out)
     assert sorted(found) == sorted(expected)
     assert max(abs(found[each] - expected[each]) for each in found) <= 1e-5
@@ -127,7 +127,7 @@ def test_a_run_that_diverges_says_so(tmp_path: Path, tiny_store: Path) -> None:
 def test_a_held_out_value_that_is_not_finite_is_named_again_and_again(tmp_path: Path, sound: Path) -> None:
     config = settings(sound, tmp_path, holdout_fraction=0.3, validate_every=3)
     corpus = Corpus([FeatureReader(FeatureStore.open(sound))], (1, 3, 5))
-    sequence = FeatureData(config, corpus).holdout_plans[0][0][0]
+    sequence = FeatureData(config, corpus).holdout_plans[0].sequences[0]
     token = int(corpus.length[sequence]) - 8
     store = spoiled(sound, tmp_path / "store", sequence, "last_hidden", token, NAN)
     config = settings(store, tmp_path / "run", holdout_fraction=0.3, validate_every=3, checkpoint_every=2)

@@ -1,12 +1,16 @@
 """The EAGLE-1 draft: one decoder layer that predicts the target's next last hidden state.
 
-Shapes: B rows, T tokens of a row, H hidden size, V vocabulary.
+Shapes: B rows, T tokens of a row, H hidden size, V vocabulary, R tokens that are not padding, n heads,
+D head dimension.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...data.batch import PADDING, Batch
+from ...layers.attention import attend
+from ...layers.computed_rows import computed_rows
 from ...layers.modules import DraftAttention, DraftMLP, RMSNorm
 from ...rope.rotary import RotaryEmbedding
 from ..autoregressive import AutoregressiveDraft
@@ -74,20 +78,22 @@ class Eagle1Draft(AutoregressiveDraft):
         """Return the target's head."""
         return target_head
 
-    def forward(
-        self, embedded: torch.Tensor, last_hidden: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, embedded: torch.Tensor, last_hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Predict the last hidden state of token t + 1 at each t (B, T, H).
 
         embedded     (B, T, H)  embedding of each token
         last_hidden  (B, T, H)  of each token
-        positions    (B, T)     within the document
-        documents    (B, T)     number of the document; tokens attend within theirs only
+
+        Of the batch positions and documents are read; tokens attend within their document only.
         """
-        is_visible = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+        B, T = batch.documents.shape
         ahead = F.pad(embedded[:, 1:], (0, 0, 0, 1))
         inputs, entered = self.enter(ahead, last_hidden)
-        cos, sin = self.rotary(inputs, positions)
-        q, k, v = self.attention.project(inputs, cos, sin)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible)
-        return self.leave(entered, attended)[0]
+        cos, sin = self.rotary(inputs, batch.positions)
+        q, keys, values = (each.transpose(1, 2).flatten(0, 1) for each in self.attention.heads_of(inputs, cos, sin))
+        rows = computed_rows(batch, batch.documents != PADDING)
+        # In tiles: a mask of (T, T) would not fit in memory for one long sequence.
+        with torch.autocast(inputs.device.type, enabled=False):
+            attended = attend(q.index_select(0, rows.flat), keys, values, [], [], rows, None)  # (R, n, D)
+        every = torch.zeros_like(q).index_copy(0, rows.flat, attended)
+        return self.leave(entered, every.view(B, T, *q.shape[1:]).transpose(1, 2))[0]

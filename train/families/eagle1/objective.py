@@ -39,7 +39,7 @@ def feature_loss(
     assert batch.last_hidden is not None
     assert batch.anchors is not None
     features = batch.last_hidden.to(embedded.dtype)
-    predicted = draft(embedded, inputs, batch.positions, batch.documents)
+    predicted = draft(embedded, inputs, batch)
     row, t = batch.anchors[0].nonzero(as_tuple=True)  # (R,)
     ours, theirs = predicted[row, t], features[row, t + 1]  # (R, H)
     regression = F.smooth_l1_loss(ours.float(), theirs.float(), reduction="none").mean(-1).sum()

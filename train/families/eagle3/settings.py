@@ -77,7 +77,7 @@ EAGLE3 = FamilyEntry(
             "warmup_fraction": 0.2,
             "epochs": 2,
             "max_length": 4096,
-            "batch_tokens": 16 * 4096,
+            "step_tokens": 16 * 4096,
         },
     },
     implementation="specx.train.families.eagle3.family:FAMILY",

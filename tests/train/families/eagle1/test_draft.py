@@ -116,7 +116,7 @@ def test_the_first_drafted_feature_of_the_chain_is_the_one_trained(
     draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
     last = batch.last_hidden.float()
-    predicted = draft(draft.embed(batch.input_ids, embed_tokens), last, batch.positions, batch.documents)
+    predicted = draft(draft.embed(batch.input_ids, embed_tokens), last, batch)
     exported = ExportedDraft(draft=draft, vocabulary=torch.arange(50))
     decoder = AutoregressiveProposer(exported.draft, exported.vocabulary, embed_tokens, vocabulary.target_head)
     ids = batch.input_ids[1].tolist()
@@ -139,9 +139,9 @@ def test_noise_is_on_the_inputs_and_not_on_the_labels(
     draft: Eagle1Draft, batch: Batch, embed_tokens: torch.Tensor, vocabulary: Vocabulary
 ) -> None:
     last = batch.last_hidden.float()
-    noisy = with_uniform_noise(last, batch, 0.1, torch.Generator().manual_seed(0))
+    noisy = with_uniform_noise(last, batch, 0.1)
     found = evaluated(draft, batch, embed_tokens, vocabulary, inputs=noisy)
-    predicted = draft(draft.embed(batch.input_ids, embed_tokens), noisy, batch.positions, batch.documents)
+    predicted = draft(draft.embed(batch.input_ids, embed_tokens), noisy, batch)
     rows, t = torch.nonzero(supervised_anchors(batch, 1)[0], as_tuple=True)
     ours, theirs = predicted[rows, t], last[rows, t + 1]
     p = F.linear(theirs, vocabulary.target_head).softmax(-1)
