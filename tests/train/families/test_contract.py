@@ -56,7 +56,7 @@ def config(method: str, tiny_store: Path, made_once: MadeOnce) -> TrainConfig:
 
 def settings(method: str, store: Path, out: Path) -> TrainConfig:
     given: dict[str, Any] = {"store": str(store), "out": str(out), "method": method, "max_steps": STEPS, "lr": 3e-3}
-    given |= {"batch_tokens": 1024, "holdout_fraction": 0.0}
+    given |= {"step_tokens": 2048, "batch_tokens": 1024, "holdout_fraction": 0.0}
     if "draft_vocab_size" in entries()[method].settings.model_fields:
         given["draft_vocab_size"] = 1024
     return TrainConfig.model_validate(given)
