@@ -19,8 +19,7 @@ import torch
 from ..data.batch import Batch
 from ..layers.computed_rows import Rows
 from ..layers.linear import product
-from .divergences import row_losses
-from .names import LossName
+from .divergences import LossName, row_losses
 from .target_distribution import Labels, Vocabulary, labels
 
 _CPU_ROWS, _GPU_ROWS = 512, 4096

@@ -7,10 +7,13 @@ Shapes: M rows, S outcomes.
 """
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 
 from .names import LossName
+
+LOSSES: tuple[LossName, ...] = get_args(LossName)
 
 LK_ETA = 3.0
 """Of ``lk_lambda``: the value its authors found best."""

@@ -1,6 +1,5 @@
-"""Names of the losses, in a file that imports nothing heavy, as settings need them."""
+"""Names of losses, for settings: imports nothing."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 LossName = Literal["cross_entropy", "forward_kl", "reverse_kl", "total_variation", "lk_alpha", "lk_lambda"]
-LOSSES: tuple[LossName, ...] = get_args(LossName)

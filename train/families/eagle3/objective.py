@@ -14,7 +14,7 @@ import torch
 from ...data.batch import PADDING, Batch
 from ...layers.computed_rows import computed_rows
 from ...loss.chunked_loss import Comparison, StepResults, joint_loss
-from ...loss.names import LossName
+from ...loss.divergences import LossName
 from ...loss.target_distribution import Vocabulary
 from .draft import Draft
 from .unroll import unroll

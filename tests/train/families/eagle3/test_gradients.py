@@ -16,7 +16,7 @@ from specx.train.data.batch import Batch
 from specx.train.families.eagle3.draft import Draft
 from specx.train.families.eagle3.objective import Objective, evaluate, step_weights
 from specx.train.families.spec import DraftSpec
-from specx.train.loss.names import LossName
+from specx.train.loss.divergences import LossName
 from specx.train.loss.target_distribution import Vocabulary
 
 from ...conftest import make_spec

@@ -20,7 +20,7 @@ from specx.train.families.eagle3.objective import (
 from specx.train.families.spec import DraftSpec
 from specx.train.layers.computed_rows import computed_rows
 from specx.train.loss.chunked_loss import Comparison, joint_loss
-from specx.train.loss.names import LossName
+from specx.train.loss.divergences import LossName
 from specx.train.loss.target_distribution import Vocabulary
 
 STEPS = 4
