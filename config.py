@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from . import SpecxError
 
@@ -32,9 +33,9 @@ class RunConfig(BaseModel):
     panel: ClassVar[str] = OTHER_PANEL
 
     @classmethod
-    def known_keys(cls) -> tuple[str, ...]:
-        """Return the keys of a run file, those of nested unions included; an unknown key is answered with them."""
-        return tuple(sorted(keys_of(cls)))
+    def keys(cls, settings: Mapping[str, Any]) -> list[str]:
+        """Return the keys that there are, given the settings that were read; an unknown key is answered with them."""
+        return sorted(keys_of(cls))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +111,10 @@ def load_config(kind: type[ConfigT], path: Path | None, options: Mapping[str, An
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_explain(kind, error, path, given)) from error
+        first = error.errors()[0]
+        name, tag, below = _flat_location(kind, first["loc"])
+        where = _source(kind, name, below, path, given)
+        raise ConfigError(f"{where}: {_message(kind, name, tag, first, settings)}") from error
 
 
 def _declared(kind: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -131,20 +135,17 @@ def _union_members(info: FieldInfo) -> dict[str, type[BaseModel]]:
     return {str(tag): model for model in models for tag in get_args(model.model_fields[info.discriminator].annotation)}
 
 
-def _explain(kind: type[RunConfig], error: ValidationError, path: Path | None, given: Mapping[str, Any]) -> str:
-    """Return one line about the first error: where the value is from, its option and key, what is wrong."""
-    first = error.errors()[0]
-    name, tag, below = _flat_location(kind, first["loc"])
+def _source(
+    kind: type[RunConfig], name: str | None, below: list[str], path: Path | None, given: Mapping[str, Any]
+) -> str:
+    """Return where a wrong value is from: options, with the option's name, or the run file; and its key."""
     if name is None:
-        sources = [*([str(path)] if path else []), *(["options"] if given or not path else [])]
-        return f"{' and '.join(sources)}: {_message(kind, name, tag, first)}"
+        return " and ".join([*([str(path)] if path else []), *(["options"] if given or not path else [])])
     key = keys_of(kind).get(name)
     shown = ".".join([name, *below])
-    if path is None or name in given:
-        where = f"options: {key.flag} ({shown})" if key else f"options: {shown}"
-    else:
-        where = f"{path}: {shown}"
-    return f"{where}: {_message(kind, name, tag, first)}"
+    if path is not None and name not in given:
+        return f"{path}: {shown}"
+    return f"options: {key.flag} ({shown})" if key else f"options: {shown}"
 
 
 def _flat_location(kind: type[RunConfig], loc: tuple[int | str, ...]) -> tuple[str | None, str | None, list[str]]:
@@ -163,15 +164,18 @@ def _flat_location(kind: type[RunConfig], loc: tuple[int | str, ...]) -> tuple[s
     return str(loc[0]), tag, [str(each) for each in loc[1:] if "[" not in str(each)]
 
 
-def _message(kind: type[RunConfig], name: str | None, tag: str | None, first: Any) -> str:
+def _message(
+    kind: type[RunConfig], name: str | None, tag: str | None, error: ErrorDetails, settings: Mapping[str, Any]
+) -> str:
+    """Return what is wrong, and what to do where that is known."""
     keys = keys_of(kind)
-    if first["type"] == "extra_forbidden" and name is not None:
+    if error["type"] == "extra_forbidden" and name is not None:
         if name in keys:
             return f"not a key of {tag or 'this method'}, but of {', '.join(keys[name].fields)}; leave it out"
-        return f"unknown key; the keys are {', '.join(kind.known_keys())}"
-    if first["type"] == "missing" and name in keys:
+        return f"unknown key; the keys are {', '.join(kind.keys(settings))}"
+    if error["type"] == "missing" and name in keys:
         return f"missing; give {keys[name].flag} or the key in a run file"
-    return str(first["msg"]).removeprefix("Value error, ")
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _read(path: Path) -> dict[str, Any]:

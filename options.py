@@ -152,6 +152,9 @@ def _default(key: "Key") -> str:
         tag: _text(None if info.is_required() else info.get_default(call_default_factory=False))
         for tag, info in key.fields.items()
     }
+    if all(text == tag for tag, text in shown.items()):
+        # The discriminator.
+        return ""
     if len(set(shown.values())) > 1:
         return f"(default: {', '.join(f'{text} for {tag}' for tag, text in shown.items() if text)})"
     text = next(iter(shown.values()))

@@ -178,7 +178,7 @@ def test_every_key_is_one_option_with_help(command: str) -> None:
     names = [parameter.name for parameter in parameters]
     of_command = OF_COMMANDS | ({"dry_run"} if command == "train" else set())
     assert len(names) == len(set(names))
-    assert set(names) - of_command == set(kind.known_keys())
+    assert set(names) - of_command == set(keys_of(kind))
     spelled = [flag for parameter in parameters for flag in [*parameter.opts, *parameter.secondary_opts]]
     assert len(spelled) == len(set(spelled))
     texts = {str(parameter.name): str(getattr(parameter, "help", "")) for parameter in parameters}
@@ -226,6 +226,7 @@ def test_help_shows_docstring_default_and_what_is_required() -> None:
         "--dry-run Only a forecast.",
     ):
         assert expected in text
+    assert "for chain, tree for tree" not in text
 
 
 def test_panel_of_a_key_is_that_of_the_class_that_declares_it() -> None:

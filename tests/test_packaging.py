@@ -48,7 +48,7 @@ def hidden_states(store: Path) -> list[tuple[str, str]]:
 def wheel_files(folder: Path, **environment: str) -> list[str]:
     """Build a wheel in a folder; return the names of what is in it."""
     tree = folder / "tree"
-    ignored = shutil.ignore_patterns(".*", "data", "demo", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+    ignored = shutil.ignore_patterns(".*", "demo", "build", "dist", "*.egg-info", "__pycache__", "*.so")
     shutil.copytree(ROOT, tree, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | environment)

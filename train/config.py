@@ -24,8 +24,10 @@ class RecipeSettings(DataSettings, OptimizerSettings, LoopSettings):
 
     panel: ClassVar[str] = "Draft"
 
-    preset: str | None = None
-    """Recipe: defaults by name; what is given overrides them."""
+    preset: str | None = Field(
+        default=None,
+        description=f"Recipe: defaults by name, overridden by what is given. One of {', '.join(preset_names())}.",
+    )
     init_from: str | None = None
     """Exported draft to start from; the draft vocabulary is that draft's."""
 
@@ -44,6 +46,13 @@ class TrainConfig(RecipeSettings):
     def method(self) -> str:
         """Name of the draft family."""
         return self.draft.method
+
+    @classmethod
+    def keys(cls, settings: Mapping[str, Any]) -> list[str]:
+        """Return the keys that a run may have, given the settings that name its method."""
+        entry = entries().get(_method(settings))
+        of_family = entry.settings.model_fields if entry else {"method": None}
+        return sorted({*RecipeSettings.model_fields, *of_family})
 
     def flat(self) -> dict[str, Any]:
         """Return all settings as plain JSON values under the keys that users write."""

@@ -1,4 +1,4 @@
-"""Names of the losses, in a file that imports nothing heavy, as settings need them."""
+"""Names of losses, for settings: imports nothing."""
 
 from typing import Literal
 
