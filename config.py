@@ -112,9 +112,9 @@ def load_config(kind: type[ConfigT], path: Path | None, options: Mapping[str, An
         return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        name, tag, below = _flat_location(kind, first["loc"])
+        name, below = _flat_location(kind, first["loc"])
         where = _source(kind, name, below, path, given)
-        raise ConfigError(f"{where}: {_message(kind, name, tag, first, settings)}") from error
+        raise ConfigError(f"{where}: {_message(kind, name, first, settings)}") from error
 
 
 def _declared(kind: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -148,31 +148,27 @@ def _source(
     return f"options: {key.flag} ({shown})" if key else f"options: {shown}"
 
 
-def _flat_location(kind: type[RunConfig], loc: tuple[int | str, ...]) -> tuple[str | None, str | None, list[str]]:
-    """Return key, discriminator's value where the key belongs to a model of a union, and what is below the key."""
-    tag = None
+def _flat_location(kind: type[RunConfig], loc: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
+    """Return the key that an error is about, that of a union's model included, and what is below the key."""
     if loc and loc[0] in kind.model_fields:
         info = kind.model_fields[str(loc[0])]
         if members := _union_members(info):
             if len(loc) == 1:
-                return str(info.discriminator), None, []
+                return str(info.discriminator), []
             if loc[1] in members:
-                tag, loc = str(loc[1]), loc[2:]
+                loc = loc[2:]
     if not loc:
-        return None, tag, []
+        return None, []
     # Of a union of types pydantic also names the type, such as "dict[str,float]", which is no place.
-    return str(loc[0]), tag, [str(each) for each in loc[1:] if "[" not in str(each)]
+    return str(loc[0]), [str(each) for each in loc[1:] if "[" not in str(each)]
 
 
-def _message(
-    kind: type[RunConfig], name: str | None, tag: str | None, error: ErrorDetails, settings: Mapping[str, Any]
-) -> str:
+def _message(kind: type[RunConfig], name: str | None, error: ErrorDetails, settings: Mapping[str, Any]) -> str:
     """Return what is wrong, and what to do where that is known."""
     keys = keys_of(kind)
     if error["type"] == "extra_forbidden" and name is not None:
-        if name in keys:
-            return f"not a key of {tag or 'this method'}, but of {', '.join(keys[name].fields)}; leave it out"
-        return f"unknown key; the keys are {', '.join(kind.keys(settings))}"
+        other = f"; {name} is one of {', '.join(keys[name].fields)}" if name in keys else ""
+        return f"unknown key; the keys are {', '.join(kind.keys(settings))}{other}"
     if error["type"] == "missing" and name in keys:
         return f"missing; give {keys[name].flag} or the key in a run file"
     return error["msg"].removeprefix("Value error, ")

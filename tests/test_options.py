@@ -1,5 +1,6 @@
 """Options made from settings classes: every key is one, with help, a panel and a way to write its value."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -103,6 +104,11 @@ class ToyConfig(DataKeys):
     is_quick: bool = True
     """Whether to hurry."""
     draft: Annotated[Chain | Tree, Field(discriminator="method")]
+
+    @classmethod
+    def keys(cls, settings: Mapping[str, Any]) -> list[str]:
+        other = "steps" if settings.get("method") == "tree" else "width"
+        return [key for key in super().keys(settings) if key != other]
 
     @model_validator(mode="before")
     @classmethod
@@ -315,13 +321,17 @@ def test_a_check_fails_after_the_summary_is_printed() -> None:
         ({"method": "tree", "width": 13}, "options: width 13 brings bad luck"),
         ({"method": "tree", "loss": {"ce": "much"}}, "options: --loss (loss"),
         ({"method": "forest"}, "options: --method (method): Input tag 'forest'"),
-        ({"width": 3}, "options: --width (width): not a key of chain, but of tree; leave it out"),
+        (
+            {"width": 3},
+            "options: --width (width): unknown key; the keys are betas, files, is_quick, layers, loss, method, more, "
+            "names, out, part, steps; width is one of tree",
+        ),
         ({"files": 3}, "options: --file (files): Input should be a valid tuple"),
         ({"out": 3}, "options: OUT (out): Input should be a valid string"),
         (
             {"stpes": 3},
             "options: stpes: unknown key; the keys are betas, files, is_quick, layers, loss, method, more, names, out, "
-            "part, steps, width",
+            "part, steps",
         ),
     ],
     ids=str,
