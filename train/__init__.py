@@ -1,4 +1,4 @@
-"""Feature store -> batches -> EAGLE-3 draft -> checkpoint that the engines serve.
+"""Feature store -> batches -> draft -> checkpoint that the engines serve.
 
 ``pipeline`` trains, ``export`` writes the draft and ``check`` refuses a wrong one,
 ``evaluate`` measures it. The target itself is never loaded to train or export.

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ...storage.backends.durable import disk_errors, temporary_name
 from ...storage.catalog.rejects import REJECT_SCHEMA
 from ...storage.schema import Reject
-from ..engines.factory import vllm_options
+from ..engines.single import vllm_options
 from ..progress import Progressed, Reporter, reporter
 from ..target import Target, open_target
 from .answer_file import AnswerFile, AnswerSettings, read_settings

@@ -18,9 +18,8 @@ from ...hub import locate_target
 from ..errors import TrainError
 from ..families.base import DraftFamily
 from ..families.checkpoint import CONFIG_FILE, ENGINES, Engine, layer_config
-from ..families.load import recognize
+from ..families.load import load_spec, recognize
 from ..families.registry import family
-from ..families.spec import load_spec
 from ..families.targets import architecture_of
 from ..rope.frequencies import Angles
 from ..rope.rotary import RotaryEmbedding, draft_rope

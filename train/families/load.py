@@ -1,4 +1,4 @@
-"""An exported draft of any family, read back; and a run's first weights from one.
+"""Drafts of any family, read back: a run's spec, an exported draft, and a run's first weights from one.
 
 Shapes: V target vocabulary, Vd draft vocabulary, H hidden size.
 """
@@ -17,7 +17,7 @@ from ..data.target_head import TargetHead
 from ..errors import TrainError
 from .base import DraftFamily, DraftModel
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from .registry import families, family
+from .registry import entries, families, family
 from .spec import DraftSpec
 
 
@@ -39,6 +39,22 @@ class ExportedDraft:
     def family(self) -> DraftFamily[Any, Any, Any]:
         """The draft's family."""
         return family(self.spec.method)
+
+
+def load_spec(path: Path) -> DraftSpec:
+    """Read ``draft.json``; raise TrainError if there is none, or its family is not installed."""
+    try:
+        values = json.loads(path.read_bytes())
+        method = str(values["method"])
+        if method not in entries():
+            raise TrainError(f"{path}: a draft of family {method}, which is not installed.")
+        spec: DraftSpec = family(method).spec_type.model_validate(values)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise TrainError(
+            f"{path}: not the draft of a run ({' '.join(str(error).split())[:120]}). Give a directory that "
+            "`specx train --out` wrote."
+        ) from error
+    return spec
 
 
 def recognize(config: Mapping[str, Any]) -> DraftFamily[Any, Any, Any] | None:

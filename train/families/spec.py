@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ...storage.schema import Record
-from ..errors import TrainError
 from ..rope.rotary import draft_rope
-from .registry import entries, family
 from .settings import FamilySettings
 from .targets import TargetRecord
 
@@ -78,19 +76,3 @@ def target_geometry(target: TargetRecord, settings: FamilySettings) -> Geometry:
 def save_spec(spec: DraftSpec, path: Path) -> None:
     """Write ``draft.json``."""
     path.write_text(json.dumps(spec.model_dump(mode="json"), indent=2) + "\n")
-
-
-def load_spec(path: Path) -> DraftSpec:
-    """Read ``draft.json``; raise TrainError if there is none, or its family is not installed."""
-    try:
-        values = json.loads(path.read_bytes())
-        method = str(values["method"])
-        if method not in entries():
-            raise TrainError(f"{path}: a draft of family {method}, which is not installed.")
-        spec: DraftSpec = family(method).spec_type.model_validate(values)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise TrainError(
-            f"{path}: not the draft of a run ({' '.join(str(error).split())[:120]}). Give a directory that "
-            "`specx train --out` wrote."
-        ) from error
-    return spec

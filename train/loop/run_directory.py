@@ -20,7 +20,8 @@ from ...storage.backends.durable import temporary_name
 from ...storage.schema import Record
 from ..config import TrainConfig
 from ..errors import TrainError
-from ..families.spec import DraftSpec, load_spec, save_spec
+from ..families.load import load_spec
+from ..families.spec import DraftSpec, save_spec
 
 
 class StoreRecord(Record):

@@ -23,7 +23,7 @@ from ...config import ExtractConfig
 from ...data.samples import Sample
 from ...target import Target, open_target
 from ..base import EngineError, ExtractionEngine
-from ..factory import open_engine
+from ..single import open_single_engine
 from ..sink import Outcome
 
 _CONNECT_WITHIN_S = 10.0
@@ -53,7 +53,7 @@ class ExtractWorker:
         # vLLM on a CPU binds each engine's threads to all cores, the same for every engine.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         torch.set_num_threads(self._threads)
-        self._engine = open_engine(self._config, target, self._info)
+        self._engine = open_single_engine(self._config, target, self._info)
         return name
 
     def run(self, samples: Sequence[Sample], rejects: Sequence[Reject]) -> Outcome:

@@ -11,8 +11,9 @@ from specx.extract.target import ARCHITECTURES
 from specx.train.config import TrainConfig
 from specx.train.errors import TrainError
 from specx.train.families.base import StoredFeatures
+from specx.train.families.load import load_spec
 from specx.train.families.registry import family
-from specx.train.families.spec import DraftSpec, load_spec, save_spec
+from specx.train.families.spec import DraftSpec, save_spec
 from specx.train.families.targets import TARGETS, read_target
 
 GEOMETRY = {
