@@ -12,6 +12,7 @@ from .backends.base import Place, place_at
 from .backends.durable import TEMPORARY_PREFIX, file_hash, require_inside
 from .catalog.commit_log import Commits, commit_key
 from .catalog.sequence_table import Catalogue
+from .catalog.views import view_names
 from .errors import StoreCorruptError, StoreError
 from .schema import CommitRecord, DatasetInfo, FileHashes
 
@@ -74,6 +75,19 @@ class FeatureStore:
         store = cls.open(place)
         store.info.require_same(info, store.root)
         return store
+
+    def __len__(self) -> int:
+        """Return the number of committed sequences."""
+        return len(self.catalogue())
+
+    def __repr__(self) -> str:
+        info = self.info
+        return f"FeatureStore({self.root!r}, {len(self)} sequences, boundaries {info.boundaries}, codec {info.codec})"
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the store's views."""
+        return tuple(view_names(self.place))
 
     @property
     def root(self) -> str:
@@ -154,6 +168,14 @@ class FeatureStore:
     def catalogue(self, units: Iterable[int] | None = None) -> Catalogue:
         """Return every committed sequence, or those of some units."""
         return self.records.catalogue(units)
+
+
+def open_store(path: str | Path, *, cache_bytes: int | None = None) -> FeatureStore:
+    """Open a feature store, a local directory or ``s3://BUCKET/PREFIX``; raise StoreError if there is none.
+
+    ``cache_bytes`` bounds the local copies of parts that are fetched from S3; by default what is free at TMPDIR.
+    """
+    return FeatureStore.open(path, cache_bytes=cache_bytes)
 
 
 def _hashes(directory: Path) -> dict[str, str]:
