@@ -167,7 +167,7 @@ def _message(kind: type[RunConfig], name: str | None, error: ErrorDetails, setti
     """Return what is wrong, and what to do where that is known."""
     keys = keys_of(kind)
     if error["type"] == "extra_forbidden" and name is not None:
-        other = f"; {name} is one of {', '.join(keys[name].fields)}" if name in keys else ""
+        other = f"; {name} is a key of {', '.join(keys[name].fields)}" if name in keys else ""
         return f"unknown key; the keys are {', '.join(kind.keys(settings))}{other}"
     if error["type"] == "missing" and name in keys:
         return f"missing; give {keys[name].flag} or the key in a run file"

@@ -324,7 +324,7 @@ def test_a_check_fails_after_the_summary_is_printed() -> None:
         (
             {"width": 3},
             "options: --width (width): unknown key; the keys are betas, files, is_quick, layers, loss, method, more, "
-            "names, out, part, steps; width is one of tree",
+            "names, out, part, steps; width is a key of tree",
         ),
         ({"files": 3}, "options: --file (files): Input should be a valid tuple"),
         ({"out": 3}, "options: OUT (out): Input should be a valid string"),
