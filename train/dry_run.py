@@ -91,8 +91,7 @@ def forecast(config: TrainConfig) -> Forecast:
 
     parameters = sum(math.prod(shape) for shape in chosen.weight_shapes(spec).values())
     shards = config.devices if config.strategy == "fsdp" else 1
-    largest, share = _largest(data)
-    room = _tokens(largest.sequences, data)
+    room, share = _tokens(_largest(data).sequences, data), _supervised_share(data)
     batch = _batch_bytes(room, corpus)
     activations = int(chosen.cost(spec, config.draft, room, share).activation_numbers * dtype.itemsize)
     frozen = (spec.vocab_size * 4 + spec.draft_vocab_size * dtype.itemsize) * spec.hidden_size
@@ -126,12 +125,17 @@ def forecast(config: TrainConfig) -> Forecast:
     )
 
 
-def _largest(data: FeatureData) -> tuple[BatchPlan, float]:
-    """Return the batch with the most tokens, and the share of them that is computed at every step."""
+def _largest(data: FeatureData) -> BatchPlan:
+    """Return the batch with the most tokens."""
     plans = (plan for step in range(1, data.steps + 1) for plan in data.step_plans(step))
-    plan = max(plans, key=lambda plan: _tokens(plan.sequences, data))
-    batch = read_batch(data.corpus, plan, data.lengths, labels_only=True)
-    return plan, float(supervised_anchors(batch, 1).float().mean())
+    return max(plans, key=lambda plan: _tokens(plan.sequences, data))
+
+
+def _supervised_share(data: FeatureData) -> float:
+    """Return the share of the tokens of the largest step that are computed at every unrolled step."""
+    step = max(data.plan, key=lambda step: _tokens(step, data))
+    batch = read_batch(data.corpus, BatchPlan(step), data.lengths, labels_only=True)
+    return float(supervised_anchors(batch, 1).float().mean())
 
 
 def _tokens(sequences: Group, data: FeatureData) -> int:

@@ -63,7 +63,7 @@ def test_devices_share_the_work_and_not_the_weights(tmp_path: Path, tiny_store: 
     one, two = (
         forecast(settings(tiny_store, tmp_path, step_tokens=4096, batch_tokens=1024, devices=n)) for n in (1, 2)
     )
-    assert two.flops_per_step == one.flops_per_step / 2
+    assert two.flops_per_step == pytest.approx(one.flops_per_step / 2)
     assert two.parameter_bytes == one.parameter_bytes
     assert two.steps == one.steps
     assert (one.step_tokens, two.step_tokens) == (4096, 4096)
@@ -72,7 +72,8 @@ def test_devices_share_the_work_and_not_the_weights(tmp_path: Path, tiny_store: 
 
 def test_what_a_device_holds_decides_the_memory_and_nothing_of_the_run(tmp_path: Path, tiny_store: Path) -> None:
     small, large = (forecast(settings(tiny_store, tmp_path, step_tokens=8192, batch_tokens=n)) for n in (1024, 8192))
-    assert (small.steps, small.tokens, small.flops_per_step) == (large.steps, large.tokens, large.flops_per_step)
+    assert (small.steps, small.tokens) == (large.steps, large.tokens)
+    assert small.flops_per_step == pytest.approx(large.flops_per_step)
     assert small.batch_bytes < 0.2 * large.batch_bytes
     assert small.activation_bytes < large.activation_bytes
 
