@@ -70,6 +70,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """Make a directory in the first test process that needs it; the others wait for it and share it."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    # Tests that a test starts share what its process has made.
+    shared = Path(os.environ.get("SPECX_TESTS_SHARED", shared))
 
     def make(name: str, build: Callable[[Path], object]) -> Path:
         path = shared / name
