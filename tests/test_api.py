@@ -1,6 +1,7 @@
 """The public names: loaded when used, callable whatever was imported before, and typed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,11 @@ def test_a_type_checker_knows_the_types(tmp_path: Path) -> None:
         tmp_path / "cache",
         "user.py",
     ]
-    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # mypy does not follow the import hook of an editable install; a wheel it finds by itself.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "specx").symlink_to(Path(specx.__file__).parent)
+    environment = os.environ | {"MYPYPATH": str(tmp_path / "site")}
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in checked.stdout.splitlines() if line.startswith("user.py")]
     revealed = [line.partition("Revealed type is ")[2].strip('"') for line in lines if "Revealed type" in line]
     assert [each.replace("builtins.", "") for each in revealed] == REVEALED, checked.stdout[-3000:]
