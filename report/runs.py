@@ -55,7 +55,8 @@ def run_section(runs: Sequence[Run]) -> Section:
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=f"{run.parent}/{run.name}") for run in runs]
     first = runs[0]
-    losses = {run.settings["loss"] for run in runs}
+    # A family without a choice of losses has one of its own.
+    losses = {run.settings.get("loss", f"that of {run.settings['method']}") for run in runs}
     note = "" if len(losses) == 1 else f"Of different losses ({', '.join(sorted(losses))}): not to be compared."
     charts = [
         _curves(runs, "Loss", "loss", Axis(title="loss"), note),
