@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import SpecxError
 from ..hub import TargetError
-from ..storage.ops.size_estimate import Parts, StoreEstimate, cut, estimate, spread
+from ..storage.ops.size_estimate import Parts, StoreEstimate, cut, estimate_size, spread
 from ..storage.schema import DatasetInfo, TargetIdentity
 from .config import ExtractConfig, PlanConfig
 from .data.row_count import Count, count
@@ -176,7 +176,7 @@ def _estimated(config: ExtractConfig, target: Target, parts: Parts, basis: str) 
     value_bytes = 4 if target.dtype == "float32" else 2
     # Embedding, head and final norm.
     target_bytes = (2 * target.vocab_size + 1) * target.hidden_size * value_bytes
-    return RunEstimate(store=estimate(info, parts), target_bytes=target_bytes, basis=basis)
+    return RunEstimate(store=estimate_size(info, parts), target_bytes=target_bytes, basis=basis)
 
 
 def _short(value: int, unit: str = "") -> str:

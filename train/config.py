@@ -39,7 +39,7 @@ class TrainConfig(RecipeSettings):
     Those of the family, a pydantic union discriminated by ``method``, are kept together in ``draft``.
     """
 
-    draft: AnyFamilySettings
+    draft: AnyFamilySettings = Field(default_factory=lambda: FAMILIES[0].settings.model_validate({}))
     """Settings of the draft family."""
 
     @property

@@ -19,7 +19,7 @@ _LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Float32 logits held at once: what stays in a CPU's cache, and what a GPU spares beside the model."""
 
 
-class NotFiniteError(Exception):
+class NonfiniteOutputsError(Exception):
     """The target gave NaN or infinity for a sample; its row is rejected with this message."""
 
 
@@ -56,11 +56,11 @@ class Outputs:
         return Outputs(**{name: tensor.cpu() for name, tensor in self.tensors().items()})
 
     def features(self, sample: Sample) -> SequenceFeatures:
-        """Return what goes to disk of tensors on the CPU; raise NotFiniteError."""
+        """Return what goes to disk of tensors on the CPU; raise NonfiniteOutputsError."""
         names = ("hidden states", "last hidden state", "logits")
         for name, finite in zip(names, self.finite.tolist(), strict=True):
             if not finite:
-                raise NotFiniteError(f"the target's {name} are not finite in {self.aux_hidden.dtype}")
+                raise NonfiniteOutputsError(f"the target's {name} are not finite in {self.aux_hidden.dtype}")
         return SequenceFeatures(
             input_ids=sample.input_ids,
             loss_mask=sample.loss_mask,

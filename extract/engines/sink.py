@@ -13,7 +13,7 @@ from typing import Protocol
 from ...storage.schema import Reject
 from ...storage.writer import FeatureWriter
 from ..data.samples import Sample
-from .outputs import NotFiniteError, Outputs
+from .outputs import NonfiniteOutputsError, Outputs
 
 
 @dataclass(kw_only=True, slots=True)
@@ -141,7 +141,7 @@ class Sink:
         origin = sample.origin
         try:
             self._writer.add(ready.wait().features(sample), origin)
-        except NotFiniteError as error:
+        except NonfiniteOutputsError as error:
             reject = Reject(source=origin.source, row=origin.row, reason="not_finite", detail=str(error))
             self._writer.reject(reject)
             with self._room:

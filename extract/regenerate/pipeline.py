@@ -23,7 +23,7 @@ from .answer_file import AnswerFile, AnswerSettings, read_settings
 from .answer_paths import pieces_directory, rejects_file
 from .config import RegenerateConfig
 from .generation_config import answer_settings, stop_ids
-from .prompts import Prompt, PromptReader
+from .prompts import PromptReader, RegenerationPrompt
 from .sampler import Answer, Sampling, VllmSampler
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def run(config: RegenerateConfig) -> RegenerateSummary:
     )
 
 
-def _missing(prompts: PromptReader, answers: AnswerFile, ledger: _Ledger) -> Iterator[Prompt]:
+def _missing(prompts: PromptReader, answers: AnswerFile, ledger: _Ledger) -> Iterator[RegenerationPrompt]:
     """Yield the prompts that have no answer yet."""
     for each in prompts:
         if isinstance(each, Reject):

@@ -24,7 +24,7 @@ from .config import RegenerateConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
+class RegenerationPrompt:
     """What the target is asked to answer."""
 
     source: str
@@ -61,7 +61,7 @@ class PromptReader:
             )
         self._sources = _sources(config)
 
-    def __iter__(self) -> Iterator[Prompt | Reject]:
+    def __iter__(self) -> Iterator[RegenerationPrompt | Reject]:
         """Yield a prompt or a reject a row; raise DataError if data breaks off or has no known columns."""
         remaining = self._config.limit
         for source in self._sources:
@@ -78,7 +78,7 @@ class PromptReader:
         """Return sampled ids as text, special tokens and all."""
         return self._renderer.text(sampled)
 
-    def _prompt(self, row: Row) -> Prompt:
+    def _prompt(self, row: Row) -> RegenerationPrompt:
         if row.unreadable:
             raise RejectedRowError("unreadable", row.unreadable)
         columns = row.columns
@@ -88,7 +88,7 @@ class PromptReader:
             input_ids, messages, effort, date = self._rendered(columns)
         if len(input_ids) >= self._max_length:
             raise RejectedRowError("too_long", f"a prompt of {len(input_ids)} tokens, the limit is {self._max_length}")
-        return Prompt(
+        return RegenerationPrompt(
             source=row.source,
             row=row.number,
             identifier=str(next((columns[name] for name in ("id", "uuid", "primary_id") if columns.get(name)), "")),

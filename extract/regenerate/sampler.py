@@ -15,7 +15,7 @@ from ..engines.base import EngineError
 from ..engines.vllm.process import engine_errors, start_vllm
 from ..engines.vllm.worker import FollowingWorker
 from ..target import Target
-from .prompts import Prompt
+from .prompts import RegenerationPrompt
 
 _IN_FLIGHT_BATCHES = 2
 """Prompts given to vLLM ahead of their turn, in units of what it runs at once."""
@@ -30,7 +30,7 @@ _WORKER = f"{FollowingWorker.__module__}.{FollowingWorker.__qualname__}"
 class Answer:
     """What the target said to one prompt."""
 
-    prompt: Prompt
+    prompt: RegenerationPrompt
     sampled: Array
     """(A,) int32, the end token included where it was sampled"""
     finish_reason: str
@@ -73,9 +73,9 @@ class VllmSampler:
         config = self._llm.llm_engine.vllm_config.scheduler_config
         self._in_flight_limit = _IN_FLIGHT_BATCHES * int(config.max_num_seqs)
 
-    def answers(self, prompts: Iterable[Prompt]) -> Iterator[Answer]:
+    def answers(self, prompts: Iterable[RegenerationPrompt]) -> Iterator[Answer]:
         """Yield each prompt's answer as it is finished, taking prompts as there is room. Raises EngineError."""
-        in_flight: dict[str, Prompt] = {}
+        in_flight: dict[str, RegenerationPrompt] = {}
         for number, prompt in enumerate(prompts):
             in_flight[str(number)] = prompt
             with engine_errors():
@@ -91,7 +91,7 @@ class VllmSampler:
         """Give back what vLLM holds."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def _step(self, in_flight: dict[str, Prompt]) -> Iterator[Answer]:
+    def _step(self, in_flight: dict[str, RegenerationPrompt]) -> Iterator[Answer]:
         with engine_errors():
             finished = [output for output in self._llm.llm_engine.step() if output.finished]
         for output in finished:
@@ -104,7 +104,7 @@ class VllmSampler:
                 )
             yield Answer(prompt=prompt, sampled=np.asarray(completion.token_ids, np.int32), finish_reason=reason)
 
-    def _parameters(self, prompt: Prompt) -> Any:
+    def _parameters(self, prompt: RegenerationPrompt) -> Any:
         from vllm import SamplingParams
 
         sampling = self._sampling

@@ -112,7 +112,7 @@ def spread(tokens: int, sequences: int, tokens_per_part: int, *, excess: float, 
     )
 
 
-def estimate(info: DatasetInfo, parts: Parts) -> StoreEstimate:
+def estimate_size(info: DatasetInfo, parts: Parts) -> StoreEstimate:
     """Return what a store with these parts takes."""
     count, tokens, sequences = len(parts.tokens), int(parts.tokens.sum()), int(parts.sequences.sum())
     raw: dict[str, int] = {}

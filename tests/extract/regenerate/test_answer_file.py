@@ -11,7 +11,7 @@ import pytest
 
 from specx.extract.regenerate.answer_file import AnswerFile, AnswersError, AnswerSettings, read_settings
 from specx.extract.regenerate.answer_paths import pieces_directory
-from specx.extract.regenerate.prompts import Prompt
+from specx.extract.regenerate.prompts import RegenerationPrompt
 from specx.extract.regenerate.sampler import Answer
 from specx.storage.schema import TargetIdentity
 
@@ -34,7 +34,7 @@ class KilledError(Exception):
 
 
 def answer(row: int, source: str = "prompts.jsonl") -> Answer:
-    prompt = Prompt(
+    prompt = RegenerationPrompt(
         source=source,
         row=row,
         identifier=f"r{row}",

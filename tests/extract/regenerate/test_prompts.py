@@ -12,7 +12,7 @@ from specx.config import ConfigError, load_config
 from specx.extract.data.sources import DataError
 from specx.extract.regenerate.answer_paths import pieces_directory
 from specx.extract.regenerate.config import RegenerateConfig
-from specx.extract.regenerate.prompts import Prompt, PromptReader
+from specx.extract.regenerate.prompts import PromptReader, RegenerationPrompt
 from specx.extract.target import open_target
 from specx.storage.schema import Reject
 
@@ -30,10 +30,10 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def prompts(found: PromptReader) -> list[Prompt]:
+def prompts(found: PromptReader) -> list[RegenerationPrompt]:
     result = list(found)
-    assert all(isinstance(each, Prompt) for each in result), result
-    return [each for each in result if isinstance(each, Prompt)]
+    assert all(isinstance(each, RegenerationPrompt) for each in result), result
+    return [each for each in result if isinstance(each, RegenerationPrompt)]
 
 
 def test_a_file_named_twice_is_read_once(target: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_row_that_gives_no_prompt_is_rejected_with_its_reason(
     target: Path, tmp_path: Path, row: dict[str, Any], reason: str
 ) -> None:
     found = list(reader(target, [write(tmp_path / "a.jsonl", ROW, row)], tmp_path / "out.parquet"))
-    assert isinstance(found[0], Prompt)
+    assert isinstance(found[0], RegenerationPrompt)
     assert isinstance(found[1], Reject)
     assert (found[1].row, found[1].reason) == (1, reason)
 
