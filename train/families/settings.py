@@ -15,7 +15,7 @@ class FamilySettings(RunConfig):
     panel: ClassVar[str] = "Draft"
 
     method: str
-    """Draft family to train."""
+    """Draft family to train; by default that of --preset, or eagle3."""
     intermediate_size: int | None = Field(default=None, ge=1)
     """Width of the draft's MLP; by default the target's, or 6 times the hidden size of a Mixture-of-Experts target."""
 

@@ -34,7 +34,7 @@ class ToySettings(FamilySettings):
     """Heads that look ahead."""
 
     method: Literal["toy"] = "toy"
-    """Draft family to train."""
+    """Draft family to train; by default that of --preset, or eagle3."""
     heads: int = Field(default=3, ge=1)
     """Tokens that are proposed at once, K."""
     anchor_share: float = Field(default=0.8, gt=0, le=1)

@@ -11,7 +11,7 @@ class Eagle1Settings(FamilySettings):
     """EAGLE-1 (arXiv 2401.15077); EAGLE-2 is the same draft where the engine drafts a tree."""
 
     method: Literal["eagle1"] = "eagle1"
-    """Draft family to train."""
+    """Draft family to train; by default that of --preset, or eagle3."""
     feature_noise: float = Field(default=0.0, ge=0)
     """Half-width a of uniform noise on the input features: U(-a, a) * 512 / T in a sequence of T tokens."""
     logit_loss_weight: float = Field(default=0.1, ge=0)

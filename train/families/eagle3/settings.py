@@ -12,7 +12,7 @@ class Eagle3Settings(FamilySettings):
     """EAGLE-3 (arXiv 2503.01840), and EAGLE 3.1 by its switches."""
 
     method: Literal["eagle3"] = "eagle3"
-    """Draft family to train."""
+    """Draft family to train; by default that of --preset, or eagle3."""
     boundaries: tuple[int, ...] | None = None
     """Boundaries that the draft reads, such as 2,12,21; by default all that the store has."""
     draft_vocab_size: int = Field(default=32_000, ge=1)
