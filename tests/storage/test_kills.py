@@ -35,7 +35,8 @@ POINTS = (
 
 WRITER = """
 import os, random, signal
-from specx.storage import part, writer
+from specx.storage import writer
+from specx.storage.parts import part_writer as part
 path, seed, point, occurrence = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 left = occurrence
 

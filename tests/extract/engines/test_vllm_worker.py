@@ -34,7 +34,7 @@ time.sleep(60)
 """
 WORKER = """
 import os, time
-from specx.extract.engines.vllm_worker import FollowingWorker
+from specx.extract.engines.vllm.worker import FollowingWorker
 driver = int(os.environ["DRIVER_PID"])
 FollowingWorker().specx_follow(driver)
 print(os.getpid(), *([os.getppid()] if os.getppid() != driver else []), flush=True)

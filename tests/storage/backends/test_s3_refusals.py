@@ -111,7 +111,7 @@ def test_a_local_store_does_not_need_obstore(tmp_path: Path, fill: Fill) -> None
 import sys
 sys.modules["obstore"] = None
 from specx.storage.store import FeatureStore
-from specx.storage.verify import verify
+from specx.storage.ops.verify import verify
 print(verify(FeatureStore.open({str(tmp_path / "store")!r})).sequences)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)

@@ -19,7 +19,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 
 from specx.train.evaluate.engines.vllm_engine import load_engine
-from specx.train.families.checkpoint import vllm_method
+from specx.train.families.load import recognize
 
 NUM_SPECULATIVE_TOKENS = 3
 
@@ -37,7 +37,7 @@ def main(jobs: str, out: str) -> None:
 def decode(target: str, draft: str, prompts: list[list[int]]) -> list[dict[str, Any]]:
     config = json.loads((Path(draft) / "config.json").read_text())
     speculative = {
-        "method": vllm_method(config),
+        "method": recognize(config).checkpoint.vllm_method(),
         "model": draft,
         "num_speculative_tokens": NUM_SPECULATIVE_TOKENS,
     }

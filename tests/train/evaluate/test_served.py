@@ -67,7 +67,10 @@ def served_variants(
     jobs = {}
     for name, settings in VARIANTS.items():
         run, draft = folder / name / "run", folder / name / "draft"
-        train(TrainConfig.model_validate({"store": str(tiny_store), "out": str(run)} | STEPS | settings))
+        given = {"store": str(tiny_store), "out": str(run)} | STEPS | settings
+        if settings.get("preset") == "eagle1":
+            del given["draft_vocab_size"]  # it has the full one
+        train(TrainConfig.model_validate(given))
         form = "speculators" if name.startswith("speculators") else "native"
         summary = export(run, draft, dtype="float32", format=form)
         assert summary.engines == (["vllm", "sglang"] if name in SGLANG_TOO else ["vllm"])

@@ -17,10 +17,9 @@ from specx.train.export.rope_check import RopeCheck, check_rope, require_equal
 from specx.train.export.verify import TrainedDraft
 from specx.train.export.write import write_draft
 from specx.train.families.checkpoint import CONFIG_FILE, ENGINES, Form
-from specx.train.families.load import new_draft
 from specx.train.rope.served import served_angles
 
-from ..conftest import YARN, make_spec
+from ..conftest import YARN, make_spec, new_draft
 from ..targets import CONFIGS, LINEAR, LLAMA3
 from ..targets import YARN as TRUNCATED
 
@@ -55,8 +54,7 @@ def export(directory: Path, rope: Config, form: Form | None = None, **changes: A
         spec=spec,
         weights=dict(draft.state_dict()),
         vocabulary=torch.arange(spec.draft_vocab_size),
-        inv_freq=draft.rotary.inv_freq,
-        attention_scaling=float(draft.rotary.attention_scaling),
+        rope=draft.rotary.angles(),
     )
     write_draft(directory, trained, "float32", form or Form())
     return directory
