@@ -69,10 +69,11 @@ def make_spec(**changes: Any) -> Eagle3Spec:
     return Eagle3Spec.model_validate(spec.model_dump() | changes)
 
 
-def make_eagle1_spec() -> Eagle1Spec:
+def make_eagle1_spec(**changes: Any) -> Eagle1Spec:
     """Return an EAGLE-1 draft of the same target."""
     shape = {key: value for key, value in make_spec().model_dump().items() if key in DraftSpec.model_fields}
-    return Eagle1Spec.model_validate(shape | {"method": "eagle1", "boundaries": (), "draft_vocab_size": 50})
+    own = {"method": "eagle1", "boundaries": (), "draft_vocab_size": 50}
+    return Eagle1Spec.model_validate(shape | own | changes)
 
 
 def new_draft(spec: DraftSpec) -> DraftModel:

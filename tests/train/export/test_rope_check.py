@@ -17,9 +17,10 @@ from specx.train.export.rope_check import RopeCheck, check_rope, require_equal
 from specx.train.export.verify import TrainedDraft
 from specx.train.export.write import write_draft
 from specx.train.families.checkpoint import CONFIG_FILE, ENGINES, Form
+from specx.train.families.spec import DraftSpec
 from specx.train.rope.served import served_angles
 
-from ..conftest import YARN, make_spec, new_draft
+from ..conftest import YARN, make_eagle1_spec, make_spec, new_draft
 from ..targets import CONFIGS, LINEAR, LLAMA3
 from ..targets import YARN as TRUNCATED
 
@@ -44,8 +45,10 @@ def large_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def export(directory: Path, rope: Config, form: Form | None = None, **changes: Any) -> Path:
-    spec = make_spec(
+def export(
+    directory: Path, rope: Config, form: Form | None = None, make: Callable[..., DraftSpec] = make_spec, **changes: Any
+) -> Path:
+    spec = make(
         rope_parameters=rope, num_attention_heads=2, num_key_value_heads=1, head_dim=64, **changes,
         max_position_embeddings=131072,
     )  # fmt: skip
@@ -146,20 +149,18 @@ def test_an_attention_factor_written_twice_is_one_number_to_vllm_and_another_to_
 
 
 @pytest.mark.parametrize(
-    ("form", "changes", "readers"),
+    ("form", "make", "readers"),
     [
-        (Form(format="speculators", engines=("vllm",)), {}, ["draft", "vllm"]),
-        (Form(engines=("vllm",)), {"method": "eagle1"}, ["draft", "vllm"]),
-        (Form(engines=("sglang",)), {"method": "eagle1"}, ["draft", "sglang"]),
+        (Form(format="speculators", engines=("vllm",)), make_spec, ["draft", "vllm"]),
+        (Form(engines=("vllm",)), make_eagle1_spec, ["draft", "vllm"]),
+        (Form(engines=("sglang",)), make_eagle1_spec, ["draft", "sglang"]),
     ],
     ids=["speculators", "EAGLE-1 for vLLM", "EAGLE-1 for SGLang"],
 )
 def test_forms_that_one_engine_reads_are_checked_for_that_one(
-    large_target: Path, tmp_path: Path, form: Form, changes: Config, readers: list[str]
+    large_target: Path, tmp_path: Path, form: Form, make: Callable[..., DraftSpec], readers: list[str]
 ) -> None:
-    if changes:
-        changes = changes | {"boundaries": (), "draft_vocab_size": 50, "norm_output": False, "fc_norm": False}
-    draft = export(tmp_path / "draft", GPT_OSS_ROPE, form, **changes)
+    draft = export(tmp_path / "draft", GPT_OSS_ROPE, form, make)
     check = check_rope(large_target, draft)
     assert (list(check.angle_error), check.max_angle_error) == (readers, 0.0)
     changed(draft, lambda c: c.get("transformer_layer_config", c)["rope_parameters"].pop("truncate"))
@@ -173,7 +174,11 @@ def test_every_kind_of_target_has_a_draft_of_the_same_angles(tmp_path: Path, arc
 
     config = type(CONFIGS[architecture])(**CONFIGS[architecture].to_dict() | {"architectures": [architecture]})
     config.save_pretrained(tmp_path / "target")
-    rope = draft_rope(config.to_dict()["rope_parameters"], TARGETS[architecture], "target")
+    rope = draft_rope(
+        config.to_dict()["rope_parameters"],
+        "target",
+        has_partial_rotary=TARGETS[architecture].has_partial_rotary,
+    )
     draft = changed(export(tmp_path / "draft", rope), lambda c: c.update(head_dim=32))
     check = check_rope(tmp_path / "target", draft)
     assert check.verdict.startswith("equal: "), check
