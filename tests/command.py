@@ -39,6 +39,15 @@ def run_command(arguments: list[str], timeout: float) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
+def only_line(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line a command failed with."""
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if line.startswith("specx: ")] == lines[-1:]
+    return lines[-1]
+
+
 def _run(arguments: list[str], environment: dict[str, str], folder: Path, streams: list[Path]) -> None:
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)

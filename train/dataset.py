@@ -61,7 +61,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         arrays: Sequence[str] | None = None,
         max_length: int | None = None,
     ) -> None:
-        """Open a store, or a view of it, as it is now.
+        """Open a store or a view of it; sequences committed later are not seen.
 
         ``arrays`` are the names to read, by default all that the store has; longer sequences are cut to
         ``max_length`` tokens. Raises StoreError for a store or a view that is not there, TrainError for an array.

@@ -1,7 +1,7 @@
 """Rows of data sets -> samples, or rejects with a reason. No row is lost without a word.
 
 A sample is one generation of the target: its prompt as it was served and what the target sampled. What
-rows may look like is told in ``shapes``, where they may lie in ``sources``.
+rows may look like is in ``row_formats``, where they may be in ``sources``.
 
 Shapes: T tokens of one sample.
 """

@@ -1,7 +1,7 @@
 """How the rows of an array lie in its shards, as its ``zarr.json`` says.
 
 Zarr's own library says it too, but takes a tenth of a second to be imported, and half a millisecond an array. So as
-much of the metadata (Zarr v3; sharding, ZEP 2) is read here as ``part`` has written.
+much of the metadata (Zarr v3; sharding, ZEP 2) is read here as ``part_writer`` writes.
 """
 
 import json

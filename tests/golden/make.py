@@ -1,7 +1,7 @@
 """Make the golden files: what one version wrote, which every later one must read.
 
 ``stores`` makes a small target and a store of it in each codec, runs of 20 steps, their exports, an offline estimate
-and a dry run. Those were made once, by commit 6409e4a, and are never made again: they stand for the data of users.
+and a dry run. They were made by commit 6409e4a and must not be remade: they represent data that users have.
 ``curves`` writes down what training computes from them now: the batches of an epoch and the loss of each step. They
 are made again where a change of batches or steps is meant.
 

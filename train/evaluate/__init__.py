@@ -1,5 +1,1 @@
-"""Real speculative decoding with an exported draft: one file a judge.
-
-``chain`` is our own, in transformers; ``vllm`` is the engine itself. Engines are
-imported inside the functions that need them.
-"""
+"""How good a draft is: by real speculative decoding in ``engines``, or by ``estimate`` from stored features."""

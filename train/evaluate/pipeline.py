@@ -101,18 +101,18 @@ def _open_engine(
     config: EvaluateConfig, task: DecodingTask, *, is_drafted: bool
 ) -> AbstractContextManager[DecodingEngine]:
     if config.engine == "vllm":
-        from .engines import vllm_engine as vllm
+        from .engines import vllm_engine
 
-        return vllm.open_engine(task, is_drafted=is_drafted)
+        return vllm_engine.open_engine(task, is_drafted=is_drafted)
     if config.engine == "transformers":
-        from .engines import transformers_engine as chain
+        from .engines import transformers_engine
 
-        return chain.open_engine(task, is_drafted=is_drafted)
-    from .engines import http_engine as server
+        return transformers_engine.open_engine(task, is_drafted=is_drafted)
+    from .engines import http_engine
 
     url = config.url if is_drafted else config.baseline_url
     assert url is not None
-    return server.open_engine(task, url, is_drafted=is_drafted)
+    return http_engine.open_engine(task, url, is_drafted=is_drafted)
 
 
 def _settings(config: EvaluateConfig, prompts: list[Prompt]) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class DraftFamily(ABC, Generic[SettingsT, SpecT, DraftT]):
 
     spec_type: type[SpecT]
     checkpoint: DraftCheckpoint[SpecT]
+    from_target: frozenset[str] = frozenset()
+    """Tensors that ``initialize`` fills, which an earlier draft that a run starts from may lack."""
     has_rotary = True
     """Whether its drafts have rotary position embedding, whose angles must be the target's."""
 

@@ -99,8 +99,8 @@ def load_first(directory: Path, spec: DraftSpec) -> ExportedDraft:
     wanted = first.family.weight_shapes(spec.model_copy(update={"draft_vocab_size": found.draft_vocab_size}))
     given = first.family.weight_shapes(found)
     for name in sorted(set(wanted) | set(given)):
-        # Embeddings that are to be trained start from the target's.
-        if wanted.get(name) != given.get(name) and not (name == "embed_tokens.weight" and name not in given):
+        may_lack = name in first.family.from_target and name not in given
+        if wanted.get(name) != given.get(name) and not may_lack:
             raise TrainError(
                 f"{directory}: its {name} is {given.get(name, 'missing')}, this run's {wanted.get(name, 'none')}. "
                 "Start from another draft, or train with the settings of this one."

@@ -1,7 +1,7 @@
 """Rotary position embedding of a draft, computed from the rope block that is exported.
 
-Training and serving thus start from the same block of numbers; ``check`` compares
-what an engine would build from the exported file with what was trained. The angles
+Training and serving thus start from the same block of numbers; ``export.verify``
+compares what an engine would build from the exported file with what was trained. The angles
 are those of transformers' classes bit for bit, which the tests hold them against.
 
 Shapes: T positions, D head dimension, R of it that is rotated: all but for a partial rope.

@@ -24,9 +24,8 @@ class Eagle3Checkpoint(DraftCheckpoint[Eagle3Spec]):
     """One directory for both engines, or one of the speculators library for vLLM."""
 
     def recognizes(self, config: Mapping[str, Any]) -> bool:
-        if config.get("speculators_model_type") == "eagle3" or "speculators_config" in config:
-            return True
-        return ARCHITECTURE in (config.get("architectures") or [])
+        is_native = ARCHITECTURE in (config.get("architectures") or [])
+        return is_native or config.get("speculators_model_type") == "eagle3"
 
     def served_by(self, config: Mapping[str, Any]) -> tuple[Engine, ...]:
         return ("vllm",) if "transformer_layer_config" in config else self.engines

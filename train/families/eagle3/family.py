@@ -32,6 +32,7 @@ class Eagle3Family(DraftFamily[Eagle3Settings, Eagle3Spec, Eagle3Draft]):
 
     spec_type = Eagle3Spec
     checkpoint = Eagle3Checkpoint()
+    from_target = frozenset({"embed_tokens.weight"})
 
     def make_spec(self, settings: Eagle3Settings, target: TargetRecord, stored: StoredFeatures) -> Eagle3Spec:
         geometry = target_geometry(target, settings)
